@@ -1,0 +1,226 @@
+"""The nouns: what is moved, where it lives, and what came of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat as stat_module
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple, Protocol, runtime_checkable
+
+from stagesink.errors import InvalidKey, SourceKindError, SourceNotFound, SourceUnreadable
+
+MAX_SEGMENT_BYTES = 255
+"""Longest name of one path segment in bytes: what ext4, xfs, APFS and NTFS can hold."""
+
+MAX_PATH_BYTES = 1024
+"""Longest run id plus path in bytes: the limit of S3, GCS and Azure Blob object names."""
+
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f\ud800-\udfff]")
+_FORBIDDEN_NAMES = {"\\": "a backslash", "\x00": "a NUL byte"}
+
+Status = Literal["uploaded", "unchanged", "kept", "skipped", "failed"]
+Proof = Literal["sha256", "md5", "crc64nvme", "crc32c", "readback", "size", "none"]
+
+
+def _check_segment(segment: str, whole: str, what: str) -> None:
+    shown = whole if len(whole) <= 80 else whole[:77] + "..."
+    if segment == "":
+        raise InvalidKey(f"{what} {shown!r} has an empty segment.", hint="Use a relative path such as 'metrics.json'.")
+    if segment in (".", ".."):
+        raise InvalidKey(f"{what} {shown!r} contains {segment!r}.", hint="Use a path that stays inside the run.")
+    if (bad := _FORBIDDEN.search(segment)) is not None:
+        name = _FORBIDDEN_NAMES.get(bad.group(), f"the character {bad.group()!r}")
+        raise InvalidKey(f"{what} {shown!r} contains {name}.", hint="Use '/' between folders, and printable names.")
+    if len(segment.encode()) > MAX_SEGMENT_BYTES:
+        raise InvalidKey(
+            f"{what} {shown!r} has a segment of {len(segment.encode())} bytes; {MAX_SEGMENT_BYTES} is the most.",
+            hint="Use a shorter name.",
+        )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ArtifactKey:
+    """Where an object lives. Everything is addressed by keys, so no other code checks paths.
+
+    Parameters
+    ----------
+    run_id : str
+        One path segment.
+    path : str
+        POSIX, relative, normalised: no empty segment, ``.``, ``..``, backslash, control character or lone surrogate.
+
+    Raises
+    ------
+    InvalidKey
+        When one of the two breaks a rule; the message says which.
+    """
+
+    run_id: str
+    path: str
+
+    def __post_init__(self) -> None:
+        if "/" in self.run_id:
+            raise InvalidKey(f"Run id {self.run_id!r} contains '/'.", hint="A run id is one name, not a path.")
+        _check_segment(self.run_id, self.run_id, "Run id")
+        for segment in self.path.split("/"):
+            _check_segment(segment, self.path, "Artifact path")
+        length = len(self.run_id.encode()) + 1 + len(self.path.encode())
+        if length > MAX_PATH_BYTES:
+            raise InvalidKey(
+                f"Artifact path {self.path[:77]!r}... makes a name of {length} bytes; {MAX_PATH_BYTES} is the most.",
+                hint="Use shorter names or fewer folders.",
+            )
+
+    def __str__(self) -> str:
+        return f"{self.run_id}/{self.path}"
+
+
+class Fingerprint(NamedTuple):
+    """What tells that a file is still the one that was opened. Sizes in bytes, times in nanoseconds."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Fingerprint:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Bytes that can be opened again, as often as a retry needs."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes it holds now, or None when that is known only after reading (an archive made on the fly)."""
+        ...
+
+    def open(self) -> BinaryIO:
+        """Open for reading from the first byte."""
+        ...
+
+    def fingerprint(self) -> Hashable:
+        """A value that differs when the bytes may have changed since."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """One regular file. ``size`` and ``fingerprint()`` look at the file anew at each call."""
+
+    path: Path
+
+    @property
+    def size(self) -> int:
+        return self.fingerprint().size
+
+    def open(self) -> BinaryIO:
+        try:
+            stream = open(self.path, "rb", buffering=0)  # noqa: SIM115 - the reader closes it
+        except OSError as error:
+            raise source_error(self.path, error) from error
+        if not stat_module.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            stream.close()
+            raise SourceUnreadable(f"{self.path} is not a regular file.", hint="Only files with bytes can be uploaded.")
+        return stream  # type: ignore[return-value]  # FileIO is a BinaryIO in all but typeshed's name
+
+    def fingerprint(self) -> Fingerprint:
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise source_error(self.path, error) from error
+        if not stat_module.S_ISREG(status.st_mode):
+            # Asked before open(): opening a named pipe would wait for its writer for ever.
+            raise SourceUnreadable(f"{self.path} is not a regular file.", hint="Only files with bytes can be uploaded.")
+        return Fingerprint.of(status)
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySource:
+    """A piece of memory."""
+
+    data: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self.data)
+
+    def fingerprint(self) -> Hashable:
+        return id(self.data), len(self.data)
+
+
+def source_error(path: os.PathLike[str] | str, error: OSError) -> SourceNotFound | SourceUnreadable | SourceKindError:
+    """Translate what the operating system said about a local file into our terms."""
+    if isinstance(error, FileNotFoundError):
+        return SourceNotFound(f"{path} does not exist.", hint="Check the path.")
+    if isinstance(error, IsADirectoryError):
+        return SourceKindError(f"{path} is a folder where a file belongs.", hint="Name a file, or upload it as a tree.")
+    if isinstance(error, NotADirectoryError):
+        return SourceKindError(f"{path} goes through a file as if it were a folder.", hint="Check the path.")
+    if isinstance(error, PermissionError):
+        return SourceUnreadable(f"No permission to read {path}.", hint="Make it readable for this user.")
+    return SourceUnreadable(f"{path} cannot be read: {error.strerror or error}.", hint="Check the disk it lies on.")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArtifact:
+    """What a backend says it holds.
+
+    Parameters
+    ----------
+    key : ArtifactKey
+    uri : str
+        Printable address; never a secret in it.
+    size : int
+        Bytes.
+    digests : mapping of str to str
+        Hex digests by algorithm (``md5``, ``sha256``, ``crc32c``, ``crc64nvme``) that the BACKEND computed or stored; empty
+        when it computes none.
+    """
+
+    key: ArtifactKey
+    uri: str
+    size: int
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What happened to one object. It never claims more than was checked.
+
+    Parameters
+    ----------
+    key : ArtifactKey
+    uri : str
+    size : int
+        Bytes.
+    sha256 : str or None
+        Hex digest of the bytes that were sent; None when none were read.
+    seconds : float
+        Wall time from the first attempt to the last.
+    attempts : int
+        Times the object was put; 0 when it was not necessary.
+    status : {"uploaded", "unchanged", "kept", "skipped", "failed"}
+    verified_by : {"sha256", "md5", "crc64nvme", "crc32c", "readback", "size", "none"}
+        The proof that truly took place.
+    error : str or None
+        Why it failed or was skipped.
+    """
+
+    key: ArtifactKey
+    uri: str
+    size: int
+    sha256: str | None
+    seconds: float
+    attempts: int
+    status: Status
+    verified_by: Proof
+    error: str | None = None

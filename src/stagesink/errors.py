@@ -1,0 +1,212 @@
+"""The error tree: every way a transfer can fail, as a type.
+
+Drivers and engine raise these and nothing else; the facade turns them into booleans. The class, never the message, decides
+what happens next: only :class:`TransientSinkError` and :class:`SourceChanged` are tried again.
+
+Each error is one sentence that says what went wrong, and a ``hint`` that says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stagesink.artifacts import Receipt
+
+
+class StagesinkError(Exception):
+    """Base of everything stagesink raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What went wrong, in one sentence, free of secrets.
+    hint : str, optional
+        What to do next; shown after the message.
+    """
+
+    default_hint = ""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = self.default_hint if hint is None else hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders with the executors that carry sinks; keyword arguments do not survive the default.
+        return _rebuild, (type(self), self.__dict__)
+
+
+def _rebuild(cls: type[StagesinkError], state: dict[str, object]) -> StagesinkError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, state.get("message", ""))
+    error.__dict__.update(state)
+    return error
+
+
+# -- what the caller handed over ---------------------------------------------------------------------------------------
+
+
+class ConfigError(StagesinkError):
+    """The configuration cannot be used: unreadable file, unknown key, wrong type or value."""
+
+
+class InvalidKey(StagesinkError, ValueError):
+    """A run id or artifact path that no backend should ever see (``..``, absolute, backslash, control characters)."""
+
+
+class SourceError(StagesinkError):
+    """What should be uploaded cannot be read."""
+
+
+class SourceNotFound(SourceError):
+    """The file or folder does not exist, or vanished while it was read."""
+
+
+class SourceUnreadable(SourceError):
+    """The operating system refuses to read it: permissions, an I/O error, or not a regular file."""
+
+
+class SourceChanged(SourceError):
+    """The file changed while it was read. The engine reads it again, up to a limit."""
+
+    default_hint = "Upload it after its writer has finished, or write it to another name and rename it."
+
+
+class SourceKindError(SourceError):
+    """A folder where a file belongs, or the reverse."""
+
+
+class EmptyTree(SourceError):
+    """A folder with no file to upload."""
+
+    default_hint = "Check the path, and that training wrote its checkpoint there."
+
+
+class IncompleteCheckpoint(SourceError):
+    """The folder itself says that it is not complete."""
+
+    default_hint = "Wait until the trainer has finished writing it, or upload the previous checkpoint."
+
+
+class LinkError(SourceError):
+    """A symbolic link that dangles or leads round in a circle."""
+
+    default_hint = "Mend or remove the link; nothing is left out silently."
+
+
+class ArchiveError(StagesinkError):
+    """An archive that cannot be written or read."""
+
+
+class UnsafeArchive(ArchiveError):
+    """An archive with a member that would land outside the target folder, or is not a plain file."""
+
+    default_hint = "Do not unpack it; ask whoever made it."
+
+
+class ManifestError(StagesinkError):
+    """A manifest that is not one of ours, or contradicts itself."""
+
+
+class RestoreError(StagesinkError):
+    """The target folder cannot take what should be restored."""
+
+
+class MissingExtra(StagesinkError, ImportError):
+    """A package is needed that is not installed; the message names the extra that brings it."""
+
+
+class UnknownScheme(StagesinkError):
+    """No sink is registered for this URI."""
+
+
+# -- what a backend did ------------------------------------------------------------------------------------------------
+
+
+class SinkError(StagesinkError):
+    """A backend refused or failed, for good: trying the same again would fail again."""
+
+
+class TransientSinkError(SinkError):
+    """A failure that may pass: timeout, reset connection, 429, 5xx. The only sink error that is tried again.
+
+    Parameters
+    ----------
+    retry_after : float, optional
+        Seconds the backend asked us to wait (HTTP ``Retry-After``).
+    """
+
+    default_hint = "The backend may be back soon; try again."
+
+    def __init__(self, message: str, *, retry_after: float | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class SinkAuthError(SinkError):
+    """The backend does not know us or does not let us."""
+
+    default_hint = "Check the credentials and their permissions; `stagesink doctor` tests them."
+
+
+class RunNotFound(SinkError):
+    """The run, or the bucket or folder that should hold it, does not exist."""
+
+
+class ArtifactNotFound(SinkError):
+    """There is no object under this key."""
+
+    default_hint = "`stagesink ls` shows what is there."
+
+
+class SinkQuotaError(SinkError):
+    """The backend has no room: disk full, quota reached, object too large."""
+
+    default_hint = "Free some space or raise the quota, then upload again; nothing half-written was left behind."
+
+
+class SinkConflict(SinkError):
+    """Something else stands where the object should go, for example a folder."""
+
+
+class VerificationError(SinkError):
+    """The backend holds other bytes than those that were sent, or none."""
+
+    default_hint = "Upload it again; if it happens again, the store is at fault."
+
+
+# -- what a whole transfer came to -------------------------------------------------------------------------------------
+
+
+class TransferError(StagesinkError):
+    """One or more objects of a transfer failed; the others were carried on.
+
+    Parameters
+    ----------
+    receipts : iterable of Receipt
+        One receipt per object, the landed ones included.
+    failures : dict of str to StagesinkError
+        Every failure, by artifact path.
+    """
+
+    def __init__(self, receipts: Iterable[Receipt], failures: dict[str, StagesinkError]) -> None:
+        self.receipts = tuple(receipts)
+        self.failures = dict(failures)
+        path, first = next(iter(self.failures.items()))
+        if len(self.failures) == 1:
+            super().__init__(f"{path}: {first.message}", hint=first.hint)
+        else:
+            lines = "".join(f"\n  {where}: {error.message}" for where, error in self.failures.items())
+            hints = " ".join(dict.fromkeys(error.hint for error in self.failures.values() if error.hint))
+            super().__init__(f"{len(self.failures)} of {len(self.receipts)} objects failed:{lines}\n", hint=hints)
+
+
+class TransferCancelled(StagesinkError):
+    """The transfer was stopped (Ctrl-C, or another part gave up) before this object was whole."""
+
+    default_hint = "Nothing half-written is visible; run it again to go on."

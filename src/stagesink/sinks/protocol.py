@@ -1,0 +1,69 @@
+"""The driver protocol. The numbered clauses of :class:`ArtifactSink` are the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+
+OnBytes = Callable[[int], None]
+"""Told how many more bytes were sent; a negative number takes back what an inner restart has to send again."""
+
+CHUNK_BYTES = 1 << 20
+"""Bytes a driver reads at a time."""
+
+
+@runtime_checkable
+class ArtifactSink(Protocol):
+    """Puts ONE object into ONE backend, whole or not at all, and gets it out again.
+
+    A sink does not retry, reads no configuration, knows nothing of stages or other objects and swallows no error. The
+    contract, which :class:`stagesink.testing.SinkConformance` checks clause by clause:
+
+    1.  ``put`` is all or nothing: a reader at any moment sees the old object, or the new one, or none; never a part. An
+        error raised by the source while it is read reaches the caller unchanged, and nothing has landed.
+    2.  ``put`` overwrites; the same bytes twice is a no-op in effect.
+    3.  What ``put`` returned, ``stat`` returns; ``digests`` are what the BACKEND computed or stored, not an echo of ours.
+    4.  ``list`` yields every object under the prefix exactly once, over any number of pages, and nothing half-written. A
+        prefix names an object or a folder: ``"a"`` covers ``a`` and ``a/b``, not ``ab``. A run that holds nothing is empty.
+    5.  A missing object: ``stat`` gives None, ``open`` raises :class:`~stagesink.errors.ArtifactNotFound`, ``delete`` is
+        silent.
+    6.  Every failure is a :class:`~stagesink.errors.SinkError`; its class decides whether the engine retries.
+    7.  Thread-safe; usable after fork and after pickling.
+    8.  Bounded memory: an object of any size within a fixed number of part buffers.
+    9.  Zero-byte objects, names with spaces, unicode, ``%``, ``#``, ``+``, segments of 255 bytes.
+    10. ``on_bytes`` counts exactly ``size`` bytes for a successful put, also after an inner restart.
+
+    Attributes
+    ----------
+    uri : str
+        Printable address of the sink; secrets never appear in it.
+    """
+
+    @property
+    def uri(self) -> str: ...
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        """Store all bytes of ``source`` under ``key``."""
+        ...
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Ask the backend what it holds under ``key``."""
+        ...
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        """Open the object for reading, from its first byte."""
+        ...
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        """Yield what lies under ``prefix``, in no particular order."""
+        ...
+
+    def delete(self, key: ArtifactKey) -> None:
+        """Remove the object, if it is there."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. The sink is not used afterwards."""
+        ...

@@ -1,0 +1,79 @@
+"""Which driver serves which URI.
+
+Other packages add theirs through the entry-point group ``stagesink.sinks``: the entry's name is the scheme, its value a
+callable ``(uri, storage_options) -> ArtifactSink``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from stagesink.errors import UnknownScheme
+from stagesink.sinks.protocol import ArtifactSink
+
+ENTRY_POINT_GROUP = "stagesink.sinks"
+
+SinkFactory = Callable[[str, Mapping[str, Any]], ArtifactSink]
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least, so that C:\\ is a path
+
+_BUILT_IN = {
+    "memory": "stagesink.sinks.memory:open_memory",
+    "file": "stagesink.sinks.local:open_local",
+}
+_FALLBACK = "stagesink.sinks.fsspec:open_fsspec"
+
+
+def scheme_of(uri: str) -> str:
+    """Return the lower-case scheme of ``uri``; a bare path has the scheme ``file``."""
+    match = _SCHEME.match(uri)
+    return match.group(1).lower() if match else "file"
+
+
+def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> ArtifactSink:
+    """Open the sink that serves ``uri``.
+
+    Parameters
+    ----------
+    uri : str
+        ``file:./artifacts``, ``memory:``, ``s3://bucket/prefix``, any other fsspec URL, or the scheme of an installed plug-in.
+    storage_options : mapping, optional
+        Handed to the driver: credentials, endpoint and the like, as the backend's own client names them.
+
+    Raises
+    ------
+    UnknownScheme
+        No driver serves this scheme.
+    MissingExtra
+        The driver's package is not installed; the message says how to install it.
+    """
+    scheme = scheme_of(uri)
+    return _factory(scheme)(uri, dict(storage_options or {}))
+
+
+def _factory(scheme: str) -> SinkFactory:
+    if scheme in _BUILT_IN:
+        return _load(_BUILT_IN[scheme])
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == scheme:
+            return cast("SinkFactory", entry.load())
+    from fsspec.registry import known_implementations, registry
+
+    if scheme in known_implementations or scheme in registry:
+        return _load(_FALLBACK)
+    known = sorted({*_BUILT_IN, *known_implementations, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
+    near = difflib.get_close_matches(scheme, known, n=1)
+    raise UnknownScheme(
+        f"No sink serves the scheme {scheme!r}.",
+        hint=f"Did you mean {near[0]!r}?" if near else "Use file:, memory:, s3://, az://, gs:// or install its plug-in.",
+    )
+
+
+def _load(path: str) -> SinkFactory:
+    module, _, name = path.partition(":")
+    return cast("SinkFactory", getattr(import_module(module), name))
