@@ -1,0 +1,366 @@
+"""``file:`` keeps objects as plain files under a folder: ``<root>/<run_id>/<path>``."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat as stat_module
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
+
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.errors import (
+    ArtifactNotFound,
+    ConfigError,
+    InvalidKey,
+    SinkAuthError,
+    SinkConflict,
+    SinkError,
+    SinkQuotaError,
+    TransientSinkError,
+)
+from stagesink.sinks._chunks import chunks
+from stagesink.sinks.protocol import OnBytes
+
+_TEMP_PREFIX, _TEMP_SUFFIX = ".stagesink-", ".tmp"
+_DEFER_BELOW = 1 << 20  # bytes; a larger object's own fsync costs little beside writing it
+_SYNCFS_FROM = 64  # objects; from here one sync of the file system is cheaper than one of each file
+
+_ERRORS: dict[int, tuple[type[SinkError], str | None]] = {
+    errno.ENOSPC: (SinkQuotaError, None),
+    errno.EDQUOT: (SinkQuotaError, None),
+    errno.EFBIG: (SinkQuotaError, "Use a file system that takes files of this size."),
+    errno.EACCES: (SinkAuthError, "Make the folder writable for this user, or choose another."),
+    errno.EPERM: (SinkAuthError, "Make the folder writable for this user, or choose another."),
+    errno.EROFS: (SinkAuthError, "Choose a folder on a file system that is mounted for writing."),
+    errno.EISDIR: (SinkConflict, "Remove the folder that stands there, or choose another artifact path."),
+    errno.ENOTDIR: (SinkConflict, "Remove the file that stands in the way, or choose another artifact path."),
+    errno.EEXIST: (SinkConflict, "Remove what stands in the way, or choose another artifact path."),
+    errno.EAGAIN: (TransientSinkError, None),
+    errno.EINTR: (TransientSinkError, None),
+    errno.EMFILE: (TransientSinkError, "Too many open files; raise `ulimit -n` or lower artifacts.workers."),
+    errno.ENFILE: (TransientSinkError, "Too many open files on this machine."),
+    errno.ESTALE: (TransientSinkError, None),
+    errno.ETIMEDOUT: (TransientSinkError, None),
+}
+
+
+class LocalSink:
+    """Plain files under one folder.
+
+    ``put`` writes a temporary file in the target's own folder, syncs it and renames it over the target, so a reader sees the
+    old object or the new one. A writer holds a lock on its temporary file; one that nobody holds was left by a killed
+    process, is never listed, and is swept by the next ``put`` into its folder. A file system computes no digests, so
+    ``digests`` is always empty. An object and a folder cannot share a name: ``a`` and ``a/b`` raise ``SinkConflict``.
+
+    Parameters
+    ----------
+    root : str or os.PathLike
+        Made at the first ``put``.
+    fsync : bool
+        Wait until the disk has the bytes. False is faster and safe against a killed process, not against a power cut.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, fsync: bool = True) -> None:
+        self.root = os.path.abspath(root)
+        self.fsync = fsync
+        self._swept: set[str] = set()
+
+    @property
+    def uri(self) -> str:
+        return f"file:{self.root}"
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        return self._put(key, source, on_bytes, None)
+
+    @contextmanager
+    def batch(self) -> Iterator[LocalSink]:
+        """Share the waiting for the disk among many small objects.
+
+        Yields a sink whose ``put`` leaves the sync of small NEW objects to the end of the block. Objects that replace another
+        are synced at once as ever, so a power cut never costs the old one. After the block all are on disk: the engine writes
+        a tree's manifest, its commit marker, only then.
+        """
+        batch = _BatchedLocalSink(self)
+        yield batch
+        batch.sync()
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        path = self._path(key)
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _sink_error(path, error) from error
+        return self._describe(key, path, status.st_size) if stat_module.S_ISREG(status.st_mode) else None
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        path = self._path(key)
+        try:
+            # Unbuffered: whoever reads takes large pieces, and a buffer would only copy them once more.
+            return cast("BinaryIO", open(path, "rb", buffering=0))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise ArtifactNotFound(f"{self.uri} holds no {key}.") from error
+        except OSError as error:
+            raise _sink_error(path, error) from error
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        if prefix:
+            key = ArtifactKey(run_id, prefix)
+            found = self.stat(key)
+            if found is not None:
+                yield found
+                return
+            yield from self._walk(run_id, self._path(key), f"{prefix}/")
+        else:
+            ArtifactKey(run_id, "any")  # refuses a run id that would leave the root
+            yield from self._walk(run_id, os.path.join(self.root, run_id), "")
+
+    def delete(self, key: ArtifactKey) -> None:
+        path = self._path(key)
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return
+        except OSError as error:
+            raise _sink_error(path, error) from error
+        folder = os.path.dirname(path)
+        with suppress(OSError):  # the first folder that still holds something ends it
+            while folder != self.root:
+                os.rmdir(folder)
+                self._swept.discard(folder)
+                folder = os.path.dirname(folder)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _put(
+        self, key: ArtifactKey, source: Source, on_bytes: OnBytes | None, batch: _BatchedLocalSink | None
+    ) -> StoredArtifact:
+        path = self._path(key)
+        stream = source.open()
+        try:
+            try:
+                fd, temp = self._create_temp(os.path.dirname(path))
+            except OSError as error:
+                raise _sink_error(path, error) from error
+            try:
+                size = _copy(stream, fd, path, on_bytes)
+                self._commit(fd, temp, path, size, batch)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temp)
+                raise
+            finally:
+                os.close(fd)
+        finally:
+            stream.close()
+        return self._describe(key, path, size)
+
+    def _commit(self, fd: int, temp: str, path: str, size: int, batch: _BatchedLocalSink | None) -> None:
+        try:
+            if not self.fsync:
+                os.replace(temp, path)
+            elif batch is not None and size < _DEFER_BELOW and not os.path.lexists(path):
+                os.replace(temp, path)
+                batch.deferred.append(path)
+            else:
+                os.fsync(fd)
+                os.replace(temp, path)
+                _fsync_path(os.path.dirname(path))
+        except OSError as error:
+            raise _sink_error(path, error) from error
+
+    def _create_temp(self, folder: str) -> tuple[int, str]:
+        """Open a locked temporary file in ``folder``, making the folder and sweeping it first where needed."""
+        while True:
+            if folder not in self._swept:
+                self._make_folder(folder)
+                _sweep(folder)
+                self._swept.add(folder)
+            temp = f"{folder}/{_TEMP_PREFIX}{secrets.token_hex(8)}{_TEMP_SUFFIX}"
+            try:
+                fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:  # a delete elsewhere took the empty folder away
+                self._swept.discard(folder)
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_nlink:
+                    return fd, temp
+            except BlockingIOError:
+                pass  # a sweeper came between open and lock and is about to remove it
+            except BaseException:
+                os.close(fd)
+                os.unlink(temp)
+                raise
+            os.close(fd)
+
+    def _make_folder(self, folder: str) -> None:
+        missing = []
+        at = folder
+        while not os.path.isdir(at) and at != os.path.dirname(at):
+            missing.append(at)
+            at = os.path.dirname(at)
+        os.makedirs(folder, exist_ok=True)
+        if self.fsync:
+            for made in missing:
+                _fsync_path(os.path.dirname(made))
+
+    def _walk(self, run_id: str, folder: str, prefix: str) -> Iterator[StoredArtifact]:
+        try:
+            entries = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise _sink_error(folder, error) from error
+        with entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._walk(run_id, entry.path, f"{prefix}{entry.name}/")
+                elif not _is_temp(entry.name):
+                    yield from self._found(run_id, f"{prefix}{entry.name}", entry)
+
+    def _found(self, run_id: str, path: str, entry: os.DirEntry[str]) -> Iterator[StoredArtifact]:
+        try:
+            key = ArtifactKey(run_id, path)
+            status = entry.stat()
+        except (InvalidKey, FileNotFoundError):
+            return  # put there by somebody else under a name no key can have; or gone since the folder was read
+        except OSError as error:
+            raise _sink_error(entry.path, error) from error
+        if stat_module.S_ISREG(status.st_mode):
+            yield self._describe(key, entry.path, status.st_size)
+
+    def _path(self, key: ArtifactKey) -> str:
+        if _TEMP_PREFIX in key.path and any(_is_temp(segment) for segment in key.path.split("/")):
+            raise SinkError(f"{key} has a name that {self.uri} keeps for its temporary files.", hint="Rename the file.")
+        return f"{self.root}/{key.run_id}/{key.path}"
+
+    def _describe(self, key: ArtifactKey, path: str, size: int) -> StoredArtifact:
+        return StoredArtifact(key, f"file:{path}", size)
+
+
+class _BatchedLocalSink(LocalSink):
+    """What :meth:`LocalSink.batch` yields: the same folder, with the sync of small new objects put off."""
+
+    def __init__(self, sink: LocalSink) -> None:
+        super().__init__(sink.root, fsync=sink.fsync)
+        self._swept = sink._swept
+        self.deferred: list[str] = []
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        return self._put(key, source, on_bytes, self)
+
+    def sync(self) -> None:
+        if not self.deferred:
+            return
+        try:
+            if len(self.deferred) >= _SYNCFS_FROM:
+                _sync_file_system(self.root)
+            else:
+                for path in (*self.deferred, *{os.path.dirname(path) for path in self.deferred}):
+                    _fsync_path(path)
+        except OSError as error:
+            raise _sink_error(self.root, error) from error
+        self.deferred.clear()
+
+
+def open_local(uri: str, storage_options: Mapping[str, Any]) -> LocalSink:
+    """Open ``file:./relative``, ``file:/absolute``, ``file:///absolute`` or a bare path.
+
+    Parameters
+    ----------
+    uri : str
+    storage_options : mapping
+        ``fsync`` (bool), as in :class:`LocalSink`.
+    """
+    unknown = set(storage_options) - {"fsync"}
+    if unknown:
+        raise ConfigError(
+            f"The file: sink has no storage option {sorted(unknown)[0]!r}.", hint="It knows 'fsync' (true or false)."
+        )
+    path = uri
+    if uri[:5].lower() == "file:":
+        path = uri[5:]
+        if path.startswith("//"):
+            host, slash, rest = path[2:].partition("/")
+            if host not in ("", "localhost"):
+                raise ConfigError(f"{uri} names the host {host!r}.", hint="Use file:///absolute/path or file:./relative.")
+            path = unquote(slash + rest)
+    if not path:
+        raise ConfigError(f"{uri!r} names no folder.", hint="Use file:./artifacts, for example.")
+    return LocalSink(Path(path).expanduser(), fsync=storage_options.get("fsync", True))
+
+
+def _copy(stream: BinaryIO, fd: int, path: str, on_bytes: OnBytes | None) -> int:
+    size = 0
+    for chunk in chunks(stream):
+        written = 0
+        while written < len(chunk):
+            try:
+                written += os.write(fd, chunk[written:] if written else chunk)
+            except OSError as error:
+                raise _sink_error(path, error) from error
+        size += written
+        if on_bytes is not None:
+            on_bytes(written)
+    return size
+
+
+def _is_temp(name: str) -> bool:
+    return name.startswith(_TEMP_PREFIX) and name.endswith(_TEMP_SUFFIX)
+
+
+def _sweep(folder: str) -> None:
+    """Remove temporary files that no living process holds."""
+    with os.scandir(folder) as entries:
+        leftovers = [entry.path for entry in entries if _is_temp(entry.name)]
+    for path in leftovers:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # its writer has just renamed it, or it is another user's: either way not ours to sweep
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError):  # a read-only folder keeps its leftovers; they are never listed
+                os.unlink(path)
+        except BlockingIOError:
+            pass  # somebody is writing it
+        finally:
+            os.close(fd)
+
+
+def _fsync_path(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_file_system(path: str) -> None:
+    import ctypes
+
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # Linux only
+    if syncfs is None:
+        os.sync()
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(fd)
+
+
+def _sink_error(path: str, error: OSError) -> SinkError:
+    kind, hint = _ERRORS.get(error.errno or 0, (SinkError, "Check the disk and the folder."))
+    return kind(f"{path} cannot be written or read: {error.strerror or error}.", hint=hint)
