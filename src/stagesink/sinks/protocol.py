@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
@@ -66,4 +67,16 @@ class ArtifactSink(Protocol):
 
     def close(self) -> None:
         """Let go of connections. The sink is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class BatchingSink(ArtifactSink, Protocol):
+    """A sink whose objects can share the cost of becoming durable. A capability, not part of the contract.
+
+    The engine uses it where it is there, and writes the commit marker only after the block.
+    """
+
+    def batch(self) -> AbstractContextManager[ArtifactSink]:
+        """Yield a view of this sink; what is put through it is durable at the end of the block, and visible as ever."""
         ...
