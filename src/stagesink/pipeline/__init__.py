@@ -1,0 +1,4 @@
+"""A real four-stage pipeline, as ``stagesink demo`` runs it: how sweep, trainer, conversion and benchmark use stagesink.
+
+The data are the digits that scikit-learn ships. All of it needs the extra ``demo``.
+"""
