@@ -108,10 +108,12 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored: UTF-8 JSON, one line per file so that it can be read and compared."""
         document = self.to_dict()
-        lines = ",\n".join("    " + json.dumps(entry, ensure_ascii=False) for entry in document["files"])
-        document["files"] = []
-        text = json.dumps(document, ensure_ascii=False, indent=2)
-        return (text.replace('"files": []', f'"files": [\n{lines}\n  ]', 1) + "\n").encode()
+        files = ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in document["files"])
+        fields = [
+            f"  {json.dumps(name)}: " + (f"[\n    {files}\n  ]" if name == "files" else json.dumps(value, ensure_ascii=False))
+            for name, value in document.items()
+        ]
+        return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:

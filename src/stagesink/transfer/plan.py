@@ -1,0 +1,191 @@
+"""What should land where: worked out before the first byte moves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stagesink.archive import ArchiveSource
+from stagesink.artifacts import ArtifactKey, FileSource, Source, source_error
+from stagesink.errors import SourceKindError
+from stagesink.manifest import Kind, Manifest, ManifestEntry, manifest_key
+from stagesink.tree import Tree, scan_tree
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedObject:
+    """One object: where it goes, and its bytes. ``size`` in bytes, None when only reading tells."""
+
+    key: ArtifactKey
+    source: Source
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One upload: a file, a tree or an archive, with what its manifest will say besides the files.
+
+    Parameters
+    ----------
+    run_id, path : str
+        Where it goes.
+    kind : {"file", "tree", "archive"}
+    objects : tuple of PlannedObject
+    skipped : tuple of str
+        What the folder holds and is left out.
+    details, provenance : mapping
+        Handed through to the manifest.
+    contents : tuple of ManifestEntry or None
+        What an archive holds, where it is known before it is read.
+    """
+
+    run_id: str
+    path: str
+    kind: Kind
+    objects: tuple[PlannedObject, ...]
+    skipped: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    contents: tuple[ManifestEntry, ...] | None = None
+
+    @property
+    def manifest_key(self) -> ArtifactKey:
+        return manifest_key(self.run_id, self.path, self.kind)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all objects; None when one is unknown."""
+        sizes = [item.size for item in self.objects]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def manifest(self, sent: Mapping[ArtifactKey, tuple[int, str]]) -> Manifest:
+        """Return the manifest of what was sent.
+
+        Parameters
+        ----------
+        sent : mapping of ArtifactKey to (int, str)
+            Size in bytes and sha256 of each object.
+        """
+        strip = len(self.path) + 1
+        entries = tuple(
+            ManifestEntry(item.key.path[strip:] or item.key.path.rpartition("/")[2], *sent[item.key])
+            for item in self.objects
+        )
+        base = Manifest(
+            self.run_id, self.path, self.kind, entries, None, self.skipped, self.details, self.provenance
+        )
+        if self.kind != "archive":
+            return base
+        source = self.objects[0].source
+        contents = self.contents
+        if isinstance(source, ArchiveSource):
+            contents = tuple(ManifestEntry(entry.path, entry.size, entry.sha256) for entry in source.contents)
+        return replace(base, files=contents or (), archive=entries[0])
+
+
+def plan_file(run_id: str, path: str, file: str | os.PathLike[str], *, provenance: Mapping[str, str] | None = None) -> Plan:
+    """Plan one file, landing exactly at ``path``.
+
+    Raises
+    ------
+    SourceNotFound, SourceKindError, SourceUnreadable
+        There is no such file, it is a folder, or it cannot be read.
+    """
+    return Plan(run_id, path, "file", (_planned_file(run_id, path, Path(file)),), provenance=provenance or {})
+
+
+def plan_tree(
+    run_id: str, path: str, folder: str | os.PathLike[str], *, provenance: Mapping[str, str] | None = None
+) -> Plan:
+    """Plan a folder, its files landing under ``path/``.
+
+    Raises
+    ------
+    SourceError
+        See :func:`stagesink.tree.scan_tree`.
+    """
+    tree = scan_tree(Path(folder))
+    objects = tuple(
+        PlannedObject(ArtifactKey(run_id, f"{path}/{file.path}"), file.source, file.size) for file in tree.files
+    )
+    return Plan(run_id, path, "tree", objects, tree.skipped, provenance=provenance or {})
+
+
+def plan_packed_tree(
+    run_id: str,
+    path: str,
+    folder: str | os.PathLike[str],
+    *,
+    archive_format: str,
+    level: int | None = None,
+    details: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> Plan:
+    """Plan a folder that lands as one archive at ``path``, made while it is sent.
+
+    Parameters
+    ----------
+    archive_format : {"tar.gz", "tar.zst"}
+    level : int, optional
+        Of the compression; None is a fast one.
+    """
+    tree: Tree = scan_tree(Path(folder))
+    source = ArchiveSource(tree, archive_format, level=level)
+    return Plan(
+        run_id,
+        path,
+        "archive",
+        (PlannedObject(ArtifactKey(run_id, path), source, None),),
+        tree.skipped,
+        details={**(details or {}), "archive_format": archive_format, "extracted_path": source.prefix},
+        provenance=provenance or {},
+    )
+
+
+def plan_archive(
+    run_id: str,
+    path: str,
+    archive: str | os.PathLike[str],
+    *,
+    manifest: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> Plan:
+    """Plan an archive that is there already.
+
+    Parameters
+    ----------
+    manifest : mapping, optional
+        What :func:`stagesink.create_checkpoint_archive` returned beside it; older ones without digests serve too, their
+        files are then not listed.
+    """
+    document = dict(manifest or {})
+    listed = document.pop("files", [])
+    skipped = tuple(document.pop("skipped", ()))
+    for derived in ("file_count", "total_size", "archive"):
+        document.pop(derived, None)
+    contents = tuple(ManifestEntry(e["path"], e["size"], e["sha256"]) for e in listed if "sha256" in e)
+    return Plan(
+        run_id,
+        path,
+        "archive",
+        (_planned_file(run_id, path, Path(archive)),),
+        skipped,
+        details=document,
+        provenance=provenance or {},
+        contents=contents,
+    )
+
+
+def _planned_file(run_id: str, path: str, file: Path) -> PlannedObject:
+    source = FileSource(file)
+    try:
+        if file.is_dir():
+            raise SourceKindError(f"{file} is a folder where a file belongs.", hint="Name a file, or upload it as a tree.")
+        size = source.size
+        source.open().close()
+    except OSError as error:
+        raise source_error(file, error) from error
+    return PlannedObject(ArtifactKey(run_id, path), source, size)

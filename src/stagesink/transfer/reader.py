@@ -1,0 +1,121 @@
+"""Reading a source once: its digests are taken, its changes noticed and Ctrl-C obeyed while the bytes pass."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from stagesink.artifacts import Source
+from stagesink.errors import SourceChanged, SourceUnreadable, TransferCancelled
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+class ReadOnce:
+    """One attempt's view of a source. It is a :class:`~stagesink.artifacts.Source` itself; open it once.
+
+    ``read()`` raises :class:`~stagesink.errors.SourceChanged` with the last bytes when the file is no longer the one that was
+    opened, so that a sink never commits a torn object.
+
+    Parameters
+    ----------
+    source : Source
+    cancel : threading.Event
+        Once set, reading raises :class:`~stagesink.errors.TransferCancelled`.
+    algorithms : iterable of str
+        Digests to take besides sha256, by :mod:`hashlib` name.
+    """
+
+    def __init__(self, source: Source, cancel: threading.Event, algorithms: Iterable[str] = ()) -> None:
+        self.source = source
+        self.size = source.size
+        self._before = source.fingerprint()
+        self._cancel = cancel
+        self._algorithms = {"sha256", *algorithms}
+        self._stream: _HashingStream | None = None
+
+    def open(self) -> BinaryIO:
+        if self._stream is not None:
+            self._stream.close()
+        hashes = {name: hashlib.new(name, usedforsecurity=False) for name in self._algorithms}
+        self._stream = _HashingStream(self.source, self._before, self.size, hashes, self._cancel)
+        return cast("BinaryIO", self._stream)
+
+    def fingerprint(self) -> Hashable:
+        return self._before
+
+    @property
+    def count(self) -> int:
+        """Bytes read so far."""
+        return self._stream.count if self._stream is not None else 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the source was read to its end."""
+        return self._stream is not None and self._stream.whole
+
+    def digests(self) -> dict[str, str]:
+        """Hex digests of the bytes read so far, by algorithm."""
+        assert self._stream is not None
+        return {name: digest.hexdigest() for name, digest in self._stream.hashes.items()}
+
+
+class _HashingStream(io.RawIOBase):
+    def __init__(
+        self, source: Source, before: Hashable, size: int | None, hashes: dict[str, Any], cancel: threading.Event
+    ) -> None:
+        self.hashes = hashes
+        self.count = 0
+        self.whole = False
+        self._source = source
+        self._before = before
+        self._size = size
+        self._cancel = cancel
+        self._raw = source.open()
+        self._readinto = getattr(self._raw, "readinto", None)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if self._cancel.is_set():
+            raise TransferCancelled("The transfer was stopped.")
+        view = memoryview(buffer)
+        try:
+            if self._readinto is not None:
+                count = cast("int", self._readinto(view))
+            else:
+                data = self._raw.read(len(view))
+                count = len(data)
+                view[:count] = data
+        except OSError as error:
+            raise SourceUnreadable(
+                f"{self._source} cannot be read: {error.strerror or error}.", hint="Check the disk it lies on."
+            ) from error
+        if count:
+            for digest in self.hashes.values():
+                digest.update(view[:count])
+            self.count += count
+        if not self.whole and (count == 0 or self.count == self._size):
+            self._check_end()
+        elif self._size is not None and self.count > self._size:
+            self._changed()
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+    def _check_end(self) -> None:
+        # A sink that knows the size may never read past it, so the last byte counts as the end.
+        if self._source.fingerprint() != self._before or (self._size is not None and self.count != self._size):
+            self._changed()
+        self.whole = True
+
+    def _changed(self) -> None:
+        raise SourceChanged(f"{getattr(self._source, 'path', 'The source')} changed while it was read.")
