@@ -1,0 +1,38 @@
+# Two commands for a fresh clone: `make test` and `make demo`. Each makes its own environment, once.
+# ARGS are handed on: make demo ARGS="--sink memory:", make tox ARGS="run -e py312-full -- -k archive".
+
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { command -v $$python; break; }; done)
+DEV = $(if $(PYTHON),$(PYTHON),$(error No Python 3.10 or newer on PATH; name one: make PYTHON=/path/to/python3)) scripts/dev.py
+ARGS =
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo bench tox lint format constraints clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+test: ## Lint, types, layers, and the suite on the oldest and the newest Python at hand
+	@$(DEV) test $(ARGS)
+
+demo: ## Run the real pipeline: every artifact lands, is verified, listed and restored
+	@$(DEV) run demo stagesink demo $(ARGS)
+
+bench: ## Measure stagesink beside its peers on the same bytes
+	@$(DEV) run bench python benchmarks/run.py $(ARGS)
+
+tox: ## The whole matrix: every Python at hand, with and without extras
+	@$(DEV) tox $(or $(ARGS),run)
+
+lint: ## Lint, types and layers alone
+	@$(DEV) tox run -e lint,types,layers
+
+format: ## Put the code into shape
+	@$(DEV) tox run -q -e format
+
+constraints: ## Resolve constraints.txt anew (ARGS=--upgrade for the newest versions)
+	@$(DEV) constraints $(ARGS)
+
+clean: ## Remove every environment and cache
+	rm -rf .venv .tox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* htmlcov dist build

@@ -1,0 +1,178 @@
+"""Make the project's environments and run commands in them. Needs a Python of 3.10 or newer, and nothing installed.
+
+dev.py test               lint, types, layers, and the suite on the oldest and the newest Python at hand
+dev.py tox ARGS...        tox, with every Python at hand on its PATH
+dev.py run ENV COMMAND... a command in one of ENVIRONMENTS
+dev.py constraints        write constraints.txt anew (--upgrade: with the newest versions)
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pythons
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = ROOT / ".venv"
+CONSTRAINTS = "constraints.txt"
+OLDEST_UV = (0, 8)
+
+ENVIRONMENTS = {
+    "tox": ["--group", "tox"],
+    "demo": ["--editable", ".[demo,fast]"],
+    "bench": ["--editable", ".[fast,s3]", "--group", "bench"],
+}
+
+# uv reads none of pip's settings, and a machine behind a mirror has only those.
+PIP_TO_UV = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "no-index": "UV_NO_INDEX",
+    "trusted-host": "UV_INSECURE_HOST",
+    "cert": "SSL_CERT_FILE",
+}
+
+
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["test", *rest]:
+            tox(["run", "-e", ",".join(short_list()), *rest])
+        case ["tox", *rest]:
+            tox(rest)
+        case ["run", name, command, *rest] if name in ENVIRONMENTS:
+            folder = environment(name) / "bin"
+            path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+            replace_process([str(folder / command), *rest], {**os.environ, "PATH": path})
+        case ["constraints", *rest]:
+            constraints(rest)
+        case _:
+            sys.exit(__doc__)
+
+
+def short_list() -> list[str]:
+    """Name the tox environments that a change must pass: every check, and the suite on both ends of the range."""
+    names = [f"py{major}{minor}" for major, minor in pythons.find()]
+    oldest, newest = names[0], names[-1]
+    suites = dict.fromkeys([f"{oldest}-full", f"{newest}-full", f"{newest}-core"])
+    return ["lint", "types", "layers", *suites, "coverage"]
+
+
+def tox(arguments: list[str]) -> NoReturn:
+    # Their own folders come first, for a version manager's shims may hide interpreters that are there.
+    folders = [str(path.parent) for path in pythons.find().values()]
+    path = os.pathsep.join([*folders, os.environ["PATH"]])
+    command = [str(environment("tox") / "bin/tox"), *arguments]
+    replace_process(command, {**uv_settings(), "PATH": path, "UV_PYTHON_DOWNLOADS": "never"})
+
+
+def environment(name: str) -> Path:
+    """Return the environment ``name``, made anew when what it is made of has changed."""
+    folder = HOME / name
+    stamp = folder / ".stamp"
+    made_of = hashlib.sha256(repr((sys.version, ENVIRONMENTS[name])).encode())
+    for file in ("pyproject.toml", CONSTRAINTS):
+        made_of.update((ROOT / file).read_bytes())
+    if stamp.exists() and stamp.read_text() == made_of.hexdigest():
+        return folder
+    print(f"Making .venv/{name} ...", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    uv, settings = find_uv(), uv_settings()
+    run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], settings)
+    pins = ["--constraints", CONSTRAINTS, "--build-constraints", CONSTRAINTS]
+    python = ["--python", str(folder / "bin/python")]
+    run([uv, "pip", "install", "--quiet", *python, *pins, *ENVIRONMENTS[name]], settings)
+    stamp.write_text(made_of.hexdigest())
+    return folder
+
+
+def constraints(arguments: list[str]) -> None:
+    """Resolve every extra and group for all Pythons at once, from the package index alone."""
+    settings = {key: value for key, value in uv_settings().items() if key not in ("UV_INDEX", "UV_FIND_LINKS")}
+    command = [find_uv(), "pip", "compile", "pyproject.toml", "--all-extras", "--group", "dev", "--universal"]
+    # Neither addresses nor paths: the file says what is installed, the machine says where it comes from.
+    plain = ["--python-version", "3.10", "--no-header", "--no-annotate", "--no-emit-index-url", "--quiet"]
+    run([*command, *plain, *arguments, "--output-file", CONSTRAINTS], settings)
+
+
+def find_uv() -> str:
+    """Return a uv that works: the one on PATH, or one that pip brings."""
+    own = HOME / "bootstrap/bin/uv"
+    for candidate in (shutil.which("uv"), str(own)):
+        if candidate and uv_works(candidate):
+            return candidate
+    print("Fetching uv ...", file=sys.stderr)
+    shutil.rmtree(own.parent.parent, ignore_errors=True)
+    fetch_uv(own.parent.parent)
+    return str(own)
+
+
+def uv_works(uv: str) -> bool:
+    try:
+        answer = subprocess.run([uv, "--version"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    version = re.match(r"uv (\d+)\.(\d+)", answer.stdout)
+    return answer.returncode == 0 and version is not None and tuple(map(int, version.groups())) >= OLDEST_UV
+
+
+def fetch_uv(folder: Path) -> None:
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", CONSTRAINTS]
+    venv = subprocess.run([sys.executable, "-m", "venv", str(folder)], cwd=ROOT, capture_output=True, text=True)
+    if venv.returncode == 0:
+        run([str(folder / "bin/python"), *install, "uv"], os.environ)
+    elif pip_works():
+        # A Python without ensurepip; --target is allowed even where the system manages its packages.
+        shutil.rmtree(folder, ignore_errors=True)
+        run([sys.executable, *install, "--target", str(folder), "uv"], os.environ)
+    else:
+        sys.exit(
+            f"{sys.executable} can make no virtual environment: its venv or ensurepip module is missing.\n"
+            "Install them (on Debian and Ubuntu: apt-get install python3-venv), or install uv, "
+            "or name another Python: make PYTHON=/path/to/python3"
+        )
+
+
+def pip_works() -> bool:
+    return subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+def uv_settings() -> dict[str, str]:
+    """Return this process's environment with pip's settings added in uv's words; what is set for uv already stays."""
+    settings = dict(os.environ)
+    python = HOME / "bootstrap/bin/python"
+    pip = [str(python if python.exists() else sys.executable), "-m", "pip", "config", "list"]
+    lines = subprocess.run(pip, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
+    values = {key: value for key, found, value in (line.partition("=") for line in lines) if found}
+    for section in (":env:", "install", "global"):  # the strongest first
+        for option, variable in PIP_TO_UV.items():
+            if f"{section}.{option}" in values:
+                words = str(ast.literal_eval(values[f"{section}.{option}"])).split()
+                settings.setdefault(variable, ("," if variable == "UV_FIND_LINKS" else " ").join(words))
+    if "UV_INDEX" in settings:
+        # As pip does: all indexes are equal. uv would stop at the first that has the name at all.
+        settings.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    return settings
+
+
+def run(command: list[str], settings: os._Environ[str] | dict[str, str]) -> None:
+    code = subprocess.run(command, cwd=ROOT, env=settings).returncode
+    if code:
+        sys.exit(code)
+
+
+def replace_process(command: list[str], settings: dict[str, str]) -> NoReturn:
+    os.chdir(ROOT)
+    os.execve(command[0], command, settings)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,84 @@
+"""``import stagesink`` is fast because it imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+
+import pytest
+
+import stagesink
+
+BACKENDS = {
+    "adlfs",
+    "aiobotocore",
+    "azure",
+    "boto3",
+    "botocore",
+    "gcsfs",
+    "google",
+    "mlflow",
+    "obstore",
+    "paramiko",
+    "s3fs",
+}
+DEMO = {"numpy", "onnx", "onnxruntime", "optuna", "skl2onnx", "sklearn"}
+
+
+def imported_by(*statements: str) -> set[str]:
+    """Return the top-level modules outside the standard library that the statements import, in a process of their own."""
+    program = "\n".join(
+        [
+            "import sys",
+            "before = set(sys.modules)",  # what the interpreter's own start brings, such as a .pth file of the environment
+            *statements,
+            "import json",
+            "new = {name.partition('.')[0] for name in set(sys.modules) - before}",
+            "print(json.dumps(sorted(new - sys.stdlib_module_names)))",
+        ]
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(run.stdout))
+
+
+def modules_of_ours() -> list[str]:
+    """Every module that must be importable without an extra: all but the pipeline, and what sink authors test with."""
+    found = pkgutil.walk_packages(stagesink.__path__, "stagesink.", onerror=lambda name: None)
+    return [m.name for m in found if m.name.split(".")[1] not in ("pipeline", "testing") and "__main__" not in m.name]
+
+
+def test_importing_stagesink_imports_nothing_but_the_standard_library() -> None:
+    assert imported_by("import stagesink") == {"stagesink"}
+
+
+def test_the_check_above_would_see_a_third_party_package() -> None:
+    assert imported_by("import yaml") == {"yaml"}
+
+
+def test_no_module_imports_a_backend_or_the_demo_before_it_is_used() -> None:
+    loaded = imported_by(*(f"import {name}" for name in modules_of_ours()))
+    assert "stagesink" in loaded
+    assert loaded.isdisjoint(BACKENDS | DEMO)
+
+
+@pytest.mark.parametrize("name", stagesink.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(stagesink, name) is not None
+    assert name in dir(stagesink)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        stagesink.no_such_name  # noqa: B018
+
+
+def test_the_version_is_the_one_that_was_installed() -> None:
+    assert stagesink.__version__ == version("stagesink")
+
+
+def test_the_command_is_installed() -> None:
+    (command,) = entry_points(group="console_scripts", name="stagesink")
+    assert callable(command.load())
