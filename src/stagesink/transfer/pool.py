@@ -76,8 +76,9 @@ class _Crew:
             while not self._cancel.is_set() and (job := self._pick()) is not None:
                 job()
         except BaseException as error:
-            self._error = error
-            self._cancel.set()
+            if not self._cancel.is_set():  # afterwards it is only what cancelling does to a job
+                self._error = error
+                self._cancel.set()
         finally:
             with self._lock:
                 self._left -= 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from stagesink.artifacts import Source
 from stagesink.errors import SourceChanged, SourceUnreadable, TransferCancelled
+from stagesink.sinks._chunks import chunks
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -119,3 +120,18 @@ class _HashingStream(io.RawIOBase):
 
     def _changed(self) -> None:
         raise SourceChanged(f"{getattr(self._source, 'path', 'The source')} changed while it was read.")
+
+
+def digest_of(source: Source, cancel: threading.Event) -> str:
+    """Read ``source`` once and return its sha256 in hex.
+
+    Raises
+    ------
+    SourceError
+        It cannot be read, or changed meanwhile.
+    """
+    reader = ReadOnce(source, cancel)
+    with reader.open() as stream:
+        for _ in chunks(stream):
+            pass
+    return reader.digests()["sha256"]

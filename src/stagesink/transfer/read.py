@@ -1,0 +1,70 @@
+"""Reading from a store: manifests, and objects with their digest taken while the bytes pass."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+from stagesink.artifacts import ArtifactKey
+from stagesink.errors import ArtifactNotFound, ManifestError, TransferCancelled
+from stagesink.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest_path
+from stagesink.sinks._chunks import chunks
+from stagesink.sinks.protocol import ArtifactSink
+
+
+def read_manifest(sink: ArtifactSink, key: ArtifactKey) -> Manifest | None:
+    """Return the manifest that lies at ``key``, None when there is nothing.
+
+    Raises
+    ------
+    ManifestError
+        What lies there is no manifest, or one that was moved there from elsewhere.
+    """
+    try:
+        stream = sink.open(key)
+    except ArtifactNotFound:
+        return None
+    with stream:
+        data = bytearray()
+        for chunk in chunks(stream):
+            data += chunk
+            if len(data) > MAX_MANIFEST_BYTES:
+                raise ManifestError(f"{key} is larger than any manifest.", hint="Something else has taken its name.")
+    manifest = Manifest.from_bytes(bytes(data))
+    if manifest.key != key:
+        raise ManifestError(f"The manifest at {key} describes {manifest.run_id}/{manifest.path}.")
+    return manifest
+
+
+def hash_object(sink: ArtifactSink, key: ArtifactKey, cancel: threading.Event) -> tuple[int, str]:
+    """Read an object to its end and return its size in bytes and its sha256."""
+    digest = hashlib.sha256()
+    size = 0
+    with sink.open(key) as stream:
+        for chunk in chunks(stream):
+            if cancel.is_set():
+                raise TransferCancelled("The transfer was stopped.")
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def list_committed(sink: ArtifactSink, run_id: str) -> tuple[Manifest, ...]:
+    """Return the manifests of everything that is whole in a run, by path.
+
+    Raises
+    ------
+    SinkError
+        The store cannot be read.
+    """
+    found = []
+    for stored in sink.list(run_id):
+        if not is_manifest_path(stored.key.path):
+            continue
+        try:
+            manifest = read_manifest(sink, stored.key)
+        except ManifestError:
+            continue  # a user's own file that only looks like one by its name
+        if manifest is not None:
+            found.append(manifest)
+    return tuple(sorted(found, key=lambda manifest: manifest.path))

@@ -1,0 +1,256 @@
+"""Getting uploads back into a folder: the same engine, the other way round."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+
+from stagesink.artifacts import ArtifactKey, FileSource
+from stagesink.errors import (
+    ArtifactNotFound,
+    RestoreError,
+    SourceError,
+    StagesinkError,
+    TransferCancelled,
+    VerificationError,
+)
+from stagesink.manifest import Manifest, ManifestEntry
+from stagesink.sinks import open_sink
+from stagesink.sinks.protocol import ArtifactSink, BatchingSink
+from stagesink.transfer.options import TransferOptions
+from stagesink.transfer.pool import run_jobs
+from stagesink.transfer.progress import ProgressCallback, ProgressCounter
+from stagesink.transfer.reader import digest_of
+from stagesink.transfer.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """One file that is now in the folder.
+
+    Parameters
+    ----------
+    path : Path
+    size : int
+        Bytes.
+    sha256 : str
+        Of the bytes that passed, equal to the manifest's.
+    status : {"restored", "unchanged"}
+        ``unchanged``: these very bytes were there already.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    status: Literal["restored", "unchanged"]
+
+
+class RestoreFailed(StagesinkError):
+    """Some files could not be restored; the others are there.
+
+    Parameters
+    ----------
+    failures : dict of str to StagesinkError
+        By artifact path.
+    """
+
+    def __init__(self, failures: dict[str, StagesinkError]) -> None:
+        self.failures = failures
+        lines = "; ".join(f"{path}: {error.message}" for path, error in failures.items())
+        hints = " ".join(dict.fromkeys(error.hint for error in failures.values() if error.hint))
+        super().__init__(f"{len(failures)} files were not restored: {lines}", hint=hints)
+
+
+def restore(
+    sink: ArtifactSink,
+    manifests: Sequence[Manifest],
+    target: str | os.PathLike[str],
+    options: TransferOptions | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+) -> tuple[Restored, ...]:
+    """Download what ``manifests`` name into ``target``, verified while the bytes pass, landed by rename.
+
+    A file that is there already with the same bytes is left as it is, so an interrupted restore goes on where it was.
+
+    Parameters
+    ----------
+    sink : ArtifactSink
+    manifests : sequence of Manifest
+        As :func:`stagesink.transfer.list_committed` returns them.
+    target : path
+        Made when missing. ``checkpoint/model.bin`` lands as ``target/checkpoint/model.bin``.
+
+    Raises
+    ------
+    RestoreError
+        A file would land outside ``target`` (through a symbolic link that lies in it), or ``target`` is not a folder.
+    RestoreFailed
+        Some files could not be restored: lost or altered in the store, no room in the folder.
+    """
+    folder = Path(os.path.abspath(target))
+    _check_target(folder)
+    return _Restore(sink, folder, options or TransferOptions(), progress).run(manifests)
+
+
+class _Restore:
+    def __init__(
+        self, sink: ArtifactSink, folder: Path, options: TransferOptions, progress: ProgressCallback | None
+    ) -> None:
+        self.sink = sink
+        self.folder = folder
+        self.options = options
+        self.progress = progress
+        self.cancel = threading.Event()
+        self.retry = RetryPolicy(options, self.cancel)
+        self.failures: dict[str, StagesinkError] = {}
+        self.restored: dict[str, Restored] = {}
+
+    def run(self, manifests: Sequence[Manifest]) -> tuple[Restored, ...]:
+        wanted = [(ArtifactKey(m.run_id, entry.path), entry) for m in manifests for entry in m.objects()]
+        for key, _ in wanted:
+            self._check_inside(key)
+        self.counter = ProgressCounter("restore", len(wanted), sum(entry.size for _, entry in wanted), self.progress)
+        # A folder is landed in as the file: sink does it: temporary file, fsync, rename, leftovers swept.
+        local = open_sink(str(self.folder.parent))
+        with local.batch() if isinstance(local, BatchingSink) else nullcontext(local) as self.local:
+            jobs = [(entry.size, lambda key=key, entry=entry: self._restore(key, entry)) for key, entry in wanted]
+            try:
+                run_jobs(jobs, workers=self.options.workers, cancel=self.cancel, tick=self.counter.tick)
+            finally:
+                self.counter.finish()
+        if self.failures:
+            raise RestoreFailed(self.failures)
+        return tuple(self.restored[key.path] for key, _ in wanted)
+
+    def _restore(self, key: ArtifactKey, entry: ManifestEntry) -> None:
+        try:
+            self.restored[key.path] = self.retry.call(lambda: self._fetch(key, entry))
+        except TransferCancelled:
+            raise
+        except StagesinkError as error:
+            self.failures[key.path] = error
+        self.counter.add_file()
+
+    def _fetch(self, key: ArtifactKey, entry: ManifestEntry) -> Restored:
+        path = self.folder / key.path
+        if self._is_there(path, entry):
+            self.counter.add_bytes(entry.size)
+            return Restored(path, entry.size, entry.sha256, "unchanged")
+        source = _StoredSource(self.sink, key, entry, self.cancel)
+        sent = 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal sent
+            sent += count
+            self.counter.add_bytes(count)
+            self.retry.moved()
+
+        try:
+            self.local.put(ArtifactKey(self.folder.name, key.path), source, on_bytes=on_bytes)
+        except BaseException:
+            self.counter.add_bytes(-sent)
+            raise
+        return Restored(path, entry.size, entry.sha256, "restored")
+
+    def _is_there(self, path: Path, entry: ManifestEntry) -> bool:
+        source = FileSource(path)
+        try:
+            return source.size == entry.size and digest_of(source, self.cancel) == entry.sha256
+        except SourceError:
+            return False  # not there, or nothing that can be read: it is fetched, and landing says what is wrong
+
+    def _check_inside(self, key: ArtifactKey) -> None:
+        """Refuse to follow a link that lies in the folder out of it."""
+        real = os.path.realpath(self.folder)
+        parent = os.path.realpath(os.path.dirname(self.folder / key.path))
+        if os.path.commonpath([real, parent]) != real:
+            raise RestoreError(
+                f"{key.path} would land outside {self.folder}, through a symbolic link.",
+                hint="Restore into an empty folder.",
+            )
+
+
+class _StoredSource:
+    """An object in a store as a source, held against its manifest entry before its last byte is handed on."""
+
+    def __init__(self, sink: ArtifactSink, key: ArtifactKey, entry: ManifestEntry, cancel: threading.Event) -> None:
+        self.size = entry.size
+        self._open = lambda: _VerifyingStream(sink, key, entry, cancel)
+
+    def open(self) -> BinaryIO:
+        return cast("BinaryIO", self._open())
+
+    def fingerprint(self) -> Hashable:
+        return None
+
+
+class _VerifyingStream(io.RawIOBase):
+    def __init__(self, sink: ArtifactSink, key: ArtifactKey, entry: ManifestEntry, cancel: threading.Event) -> None:
+        self._raw = sink.open(key)
+        self._readinto = getattr(self._raw, "readinto", None)
+        self._what = f"{sink.uri} for {key}"
+        self._entry = entry
+        self._cancel = cancel
+        self._digest = hashlib.sha256()
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if self._cancel.is_set():
+            raise TransferCancelled("The restore was stopped.")
+        view = memoryview(buffer)
+        if self._readinto is not None:
+            count = cast("int", self._readinto(view))
+        else:
+            data = self._raw.read(len(view))
+            count = len(data)
+            view[:count] = data
+        self._digest.update(view[:count])
+        self._count += count
+        if self._count > self._entry.size or (count == 0 and self._count < self._entry.size):
+            raise VerificationError(f"{self._what} gives another number of bytes than its manifest says.")
+        if count == 0 and self._digest.hexdigest() != self._entry.sha256:
+            raise VerificationError(f"{self._what} gives other bytes than its manifest says.")
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+def _check_target(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RestoreError(f"{folder} is not a folder.", hint="Name a folder to restore into.")
+    if not folder.name:
+        raise RestoreError(f"{folder} is the root of the file system.", hint="Name a folder to restore into.")
+
+
+def select(manifests: Sequence[Manifest], path: str | None) -> tuple[Manifest, ...]:
+    """Return the manifests at or under ``path``; all when it is None.
+
+    Raises
+    ------
+    ArtifactNotFound
+        Nothing committed lies there.
+    """
+    if path is None:
+        return tuple(manifests)
+    path = path.rstrip("/")
+    found = tuple(m for m in manifests if m.path == path or m.path.startswith(f"{path}/"))
+    if not found:
+        raise ArtifactNotFound(f"Nothing whole lies at {path!r}.")
+    return found
