@@ -146,8 +146,10 @@ def pip_works() -> bool:
 
 
 def uv_settings() -> dict[str, str]:
-    """Return this process's environment with pip's settings added in uv's words; what is set for uv already stays."""
+    """Return this process's environment, with pip's settings in uv's words unless uv has its own."""
     settings = dict(os.environ)
+    if not settings.keys().isdisjoint({"UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"}):
+        return settings
     python = HOME / "bootstrap/bin/python"
     pip = [str(python if python.exists() else sys.executable), "-m", "pip", "config", "list"]
     lines = subprocess.run(pip, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()

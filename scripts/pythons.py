@@ -6,6 +6,7 @@ without zlib or ssl cannot install a package.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -19,17 +20,18 @@ NEWEST = (3, 13)
 
 _NAME = re.compile(r"python3(?:\.(\d+))?$")
 _PROBE = """
-import ctypes, sqlite3, ssl, sys, sysconfig, venv, zlib
+import ctypes, sqlite3, ssl, sys, sysconfig, zlib
 usable = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 if usable: print(sys.version_info[0], sys.version_info[1], getattr(sys, "_base_executable", sys.executable), sep="\\t")
 """
 
 
+@functools.cache
 def find() -> dict[tuple[int, int], Path]:
     """Return the interpreters that work, by version, oldest first; the first found of each version."""
     found: dict[tuple[int, int], Path] = {}
     for candidate in _candidates():
-        named = _NAME.match(candidate.name)
+        named = _NAME.match(candidate.resolve().name)  # python3 is most often a link to python3.N
         minor = named and named.group(1)
         if minor and ((3, int(minor)) < OLDEST or (3, int(minor)) in found):
             continue
