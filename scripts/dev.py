@@ -61,6 +61,10 @@ def main(arguments: list[str]) -> None:
 def short_list() -> list[str]:
     """Name the tox environments that a change must pass: every check, and the suite on both ends of the range."""
     names = [f"py{major}{minor}" for major, minor in pythons.find()]
+    if not names:
+        sys.exit(
+            f"{sys.executable} lacks ssl, sqlite3, ctypes or zlib, or is not CPython; name another: make PYTHON=PATH"
+        )
     oldest, newest = names[0], names[-1]
     suites = dict.fromkeys([f"{oldest}-full", f"{newest}-full", f"{newest}-core"])
     return ["lint", "types", "layers", *suites, "coverage"]
