@@ -40,7 +40,8 @@ def imported_by(*statements: str) -> set[str]:
             "print(json.dumps(sorted(new - sys.stdlib_module_names)))",
         ]
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
     return set(json.loads(run.stdout))
 
 
