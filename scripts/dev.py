@@ -63,7 +63,7 @@ def short_list() -> list[str]:
     names = [f"py{major}{minor}" for major, minor in pythons.find()]
     if not names:
         sys.exit(
-            f"{sys.executable} is not CPython, or lacks ssl, sqlite3, ctypes or zlib. Name another: make PYTHON=..."
+            f"{sys.executable} is not CPython, or lacks ssl, sqlite3, ctypes or zlib; try another: make PYTHON=..."
         )
     oldest, newest = names[0], names[-1]
     suites = dict.fromkeys([f"{oldest}-full", f"{newest}-full", f"{newest}-core"])
