@@ -1,0 +1,228 @@
+"""Other people's exceptions, told apart by type and attribute, never by message, and turned into ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from stagesink.errors import (
+    ArtifactNotFound,
+    RunNotFound,
+    SinkAuthError,
+    SinkConflict,
+    SinkError,
+    SinkQuotaError,
+    TransientSinkError,
+)
+from stagesink.sinks._http import kind_of_status, retry_after_seconds
+
+# The most specific first. A class is looked up in modules that are loaded already: what is not loaded was not raised.
+_BY_TYPE: tuple[tuple[str, str, type[SinkError]], ...] = (
+    ("builtins", "FileNotFoundError", ArtifactNotFound),
+    ("builtins", "PermissionError", SinkAuthError),
+    ("builtins", "IsADirectoryError", SinkConflict),
+    ("builtins", "NotADirectoryError", SinkConflict),
+    ("builtins", "FileExistsError", SinkConflict),
+    ("ssl", "SSLCertVerificationError", SinkError),
+    ("builtins", "TimeoutError", TransientSinkError),
+    ("asyncio", "TimeoutError", TransientSinkError),  # not the builtin one before Python 3.11
+    ("concurrent.futures", "TimeoutError", TransientSinkError),
+    ("builtins", "ConnectionError", TransientSinkError),
+    ("builtins", "EOFError", TransientSinkError),  # ftplib and paramiko: the server hung up
+    ("socket", "gaierror", TransientSinkError),
+    ("botocore.exceptions", "NoCredentialsError", SinkAuthError),
+    ("botocore.exceptions", "PartialCredentialsError", SinkAuthError),
+    ("botocore.exceptions", "CredentialRetrievalError", SinkAuthError),
+    ("botocore.exceptions", "ProfileNotFound", SinkAuthError),
+    ("botocore.exceptions", "TokenRetrievalError", SinkAuthError),
+    ("botocore.exceptions", "ConnectionError", TransientSinkError),
+    ("botocore.exceptions", "HTTPClientError", TransientSinkError),
+    ("azure.core.exceptions", "ClientAuthenticationError", SinkAuthError),
+    ("azure.core.exceptions", "ServiceRequestError", TransientSinkError),
+    ("azure.core.exceptions", "ServiceResponseError", TransientSinkError),
+    ("google.auth.exceptions", "TransportError", TransientSinkError),
+    ("google.auth.exceptions", "GoogleAuthError", SinkAuthError),
+    ("requests.exceptions", "ConnectionError", TransientSinkError),
+    ("requests.exceptions", "Timeout", TransientSinkError),
+    ("paramiko.ssh_exception", "AuthenticationException", SinkAuthError),
+    ("paramiko.ssh_exception", "BadHostKeyException", SinkAuthError),
+    ("paramiko.ssh_exception", "SSHException", TransientSinkError),
+    ("ftplib", "error_temp", TransientSinkError),
+)
+_TRANSPORT = (("aiohttp", "ClientError"), ("http.client", "HTTPException"))  # once no status says more
+
+_BY_ERRNO: dict[int, type[SinkError]] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMSGSIZE), SinkQuotaError),
+    **dict.fromkeys((errno.EROFS,), SinkAuthError),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTEMPTY), SinkConflict),
+    **dict.fromkeys((errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EMFILE, errno.ENFILE), TransientSinkError),
+    **dict.fromkeys((errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH), TransientSinkError),
+    **dict.fromkeys((errno.EHOSTDOWN, errno.EHOSTUNREACH), TransientSinkError),
+}
+_BY_FTP_REPLY: dict[str, type[SinkError]] = {"530": SinkAuthError, "532": SinkAuthError, "552": SinkQuotaError}
+_NO_CONTAINER = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "FilesystemNotFound"}
+
+_HINTS: dict[type[SinkError], str] = {
+    RunNotFound: "Create the bucket or container first, or correct its name.",
+    SinkConflict: "Remove what stands in the way, or choose another artifact path.",
+    SinkError: "Check the address and artifacts.storage_options; `stagesink doctor` tests them.",
+}
+
+_SECRET_NAME = re.compile(r"key|secret|token|pass|sas|cred|connection_string|auth", re.IGNORECASE)
+_SHORTEST_SECRET = 4  # characters; shorter ones occur in any text
+
+
+def sink_error(error: BaseException, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> SinkError:
+    """Say in our terms what a backend's client raised.
+
+    Parameters
+    ----------
+    error : BaseException
+        As it came; its causes are looked at too.
+    doing : str
+        What could not be done, as the start of a sentence, free of secrets.
+    missing : type of SinkError
+        What "not found" means here: no such object, or no such bucket.
+
+    Returns
+    -------
+    SinkError
+        Its message holds no text of the backend's, which may quote a signed URL: only status, error code and type.
+    """
+    causes = list(_chain(error))
+    kind = _kind(causes, missing)
+    message = f"{doing}: {_reason(causes)}."
+    if issubclass(kind, TransientSinkError):
+        return kind(message, retry_after=_retry_after(causes))
+    return kind(message, hint=_HINTS.get(kind))
+
+
+def secrets_of(uri: str, options: Mapping[str, Any]) -> frozenset[str]:
+    """Collect what must not be shown: the URL's password, options and environment variables with telling names."""
+    found = {urlsplit(uri).password or ""}
+    found.update(value for name, value in os.environ.items() if _is_cloud_secret(name))
+    found.update(_secret_values(options))
+    pieces = {piece for value in found for piece in re.split(r"[&;=]", value)} | found  # SAS and connection strings
+    spelled = {spelling for piece in pieces for spelling in (piece, quote(piece, safe=""), unquote(piece))}
+    return frozenset(value for value in spelled if len(value) >= _SHORTEST_SECRET)
+
+
+def shows_secret(error: BaseException, secrets: Iterable[str]) -> bool:
+    """Tell whether a traceback that prints ``error`` and its causes would print a secret."""
+    text = "\n".join(str(cause) for cause in _chain(error))
+    return any(secret in text for secret in secrets)
+
+
+def _is_cloud_secret(name: str) -> bool:
+    return name.startswith(("AWS_", "AZURE_", "GOOGLE_")) and _SECRET_NAME.search(name) is not None
+
+
+def _secret_values(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _secret_values(value)
+        elif isinstance(value, str) and _SECRET_NAME.search(name):
+            yield value
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_a(error: BaseException, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(error, kind)
+
+
+def _kind(causes: list[BaseException], missing: type[SinkError]) -> type[SinkError]:
+    if any(_code(cause) in _NO_CONTAINER for cause in causes):
+        return RunNotFound
+    for look in (_kind_by_type, _kind_by_status, _kind_by_errno, _kind_by_transport):
+        for cause in causes:
+            kind = look(cause)
+            if kind is not None:
+                return missing if kind is ArtifactNotFound else kind
+    return SinkError
+
+
+def _kind_by_type(error: BaseException) -> type[SinkError] | None:
+    if _is_a(error, "ftplib", "error_perm"):
+        return _BY_FTP_REPLY.get(str(error)[:3])  # the reply code, which ftplib hands over as text only
+    for module, name, kind in _BY_TYPE:
+        if _is_a(error, module, name):
+            return kind
+    return None
+
+
+def _kind_by_status(error: BaseException) -> type[SinkError] | None:
+    status = _status(error)
+    return None if status is None else kind_of_status(status)
+
+
+def _kind_by_errno(error: BaseException) -> type[SinkError] | None:
+    return _BY_ERRNO.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+def _kind_by_transport(error: BaseException) -> type[SinkError] | None:
+    return TransientSinkError if any(_is_a(error, module, name) for module, name in _TRANSPORT) else None
+
+
+def _status(error: BaseException) -> int | None:
+    """Find the HTTP status: botocore keeps it in a dict, azure, aiohttp, gcsfs and requests each in an attribute."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):
+        candidates = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+    else:
+        names = ("status_code", "status", "code")
+        candidates = [getattr(error, name, None) for name in names] + [getattr(response, "status_code", None)]
+    for candidate in candidates:
+        if isinstance(candidate, str) and candidate.isdigit():
+            candidate = int(candidate)
+        if isinstance(candidate, int) and 100 <= candidate <= 599:
+            return candidate
+    return None
+
+
+def _code(error: BaseException) -> str | None:
+    """Find the store's own error code, such as ``SlowDown``."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):
+        code = response.get("Error", {}).get("Code")
+    else:
+        code = getattr(error, "error_code", None)
+    return str(getattr(code, "value", code)) if code else None
+
+
+def _retry_after(causes: list[BaseException]) -> float | None:
+    for cause in causes:
+        response = getattr(cause, "response", None)
+        if isinstance(response, Mapping):
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+        else:
+            headers = getattr(response, "headers", None) or getattr(cause, "headers", None)
+        if not isinstance(headers, Mapping):
+            continue
+        for name, value in headers.items():
+            if str(name).lower() == "retry-after":
+                return retry_after_seconds(str(value))
+    return None
+
+
+def _reason(causes: list[BaseException]) -> str:
+    status = next(filter(None, map(_status, causes)), None)
+    code = next(filter(None, map(_code, causes)), None)
+    if status is not None:
+        return f"the store answered {status}" + (f" ({code})" if code and code != str(status) else "")
+    number = next((cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno), None)
+    if number is not None and number > 0:
+        return f"{os.strerror(number)} ({type(causes[0]).__name__})"
+    return type(causes[0]).__name__

@@ -1,0 +1,60 @@
+"""What an HTTP answer means for us: one table for every sink that talks HTTP."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+
+from stagesink.errors import (
+    ArtifactNotFound,
+    SinkAuthError,
+    SinkConflict,
+    SinkError,
+    SinkQuotaError,
+    TransientSinkError,
+)
+
+_MEANING: dict[int, type[SinkError]] = {
+    401: SinkAuthError,
+    403: SinkAuthError,
+    408: TransientSinkError,
+    409: SinkConflict,
+    412: SinkConflict,
+    413: SinkQuotaError,
+    425: TransientSinkError,
+    429: TransientSinkError,
+    501: SinkError,
+    505: SinkError,
+    507: SinkQuotaError,
+}
+
+
+def kind_of_status(status: int, *, missing: type[SinkError] = ArtifactNotFound) -> type[SinkError] | None:
+    """Return the error class for an HTTP status, or None for one that is not an error.
+
+    Parameters
+    ----------
+    status : int
+    missing : type of SinkError
+        What a 404 or 410 means here: no such object, or no such bucket.
+    """
+    if status < 400:
+        return None
+    if status in (404, 410):
+        return missing
+    return _MEANING.get(status, TransientSinkError if status >= 500 else SinkError)
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """Read a ``Retry-After`` header, which holds seconds or a date; None when absent or neither."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())

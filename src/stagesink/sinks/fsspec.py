@@ -1,0 +1,583 @@
+"""Any fsspec URL: ``s3://``, ``az://``, ``gs://``, ``sftp://``, ``ftp://`` and whatever else fsspec knows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import os
+import re
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from typing import Any, BinaryIO, Literal, cast
+
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.errors import (
+    ArtifactNotFound,
+    ConfigError,
+    InvalidKey,
+    MissingExtra,
+    RunNotFound,
+    SinkConflict,
+    SinkError,
+    StagesinkError,
+    TransientSinkError,
+    UnknownScheme,
+    VerificationError,
+)
+from stagesink.sinks._backend_errors import secrets_of, shows_secret, sink_error
+from stagesink.sinks._chunks import chunks
+from stagesink.sinks.protocol import OnBytes
+from stagesink.sinks.registry import scheme_of
+
+logger = logging.getLogger(__name__)
+
+PART_BYTES = 8 << 20
+"""Size of the parts in which a large object is sent and read."""
+
+_STREAM_PART_BYTES = 16 << 20  # for a source of unknown size: 10,000 parts make 156 GiB
+_MAX_PARTS = 10_000  # of S3, the strictest
+
+Commit = Literal["put", "pipe", "rename"]
+
+_COMMIT: dict[str, Commit] = {
+    # An object appears at once, when the store has all of it.
+    **dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "tos", "tosfs"), "put"),
+    # fsspec's memory shows a file from the moment it is opened for writing, but takes one whole in a single step.
+    "memory": "pipe",
+    # A file appears while it is written, so it is written under a temporary name in the same folder and renamed.
+    **dict.fromkeys(
+        ("file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webdav"), "rename"
+    ),
+}
+
+_TEMP_PREFIX, _TEMP_SUFFIX = ".stagesink-", ".tmp"
+
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "az"),
+    **dict.fromkeys(("gs", "gcs"), "gs"),
+    **dict.fromkeys(("sftp", "ssh"), "sftp"),
+}
+
+# What tells one version of an object from the next, under the names the implementations give it.
+_VERSION_FIELDS = ("ETag", "etag", "generation", "md5Hash", "unique", "mtime", "modify", "last_modified", "size")
+
+
+class FsspecSink:
+    """Objects at ``<root>/<run_id>/<path>`` in any store that fsspec reaches and that can commit atomically.
+
+    Each process, and where the client is not thread-safe each operation, has its own client; the clients' own retries
+    and listing caches are off where they can be. Objects whose names no :class:`ArtifactKey` can have are somebody
+    else's and are not listed.
+
+    Parameters
+    ----------
+    uri : str
+        ``scheme://...``. A password in it is used, and never shown.
+    storage_options : mapping, optional
+        Handed to the fsspec implementation: credentials, endpoint and the like, as it names them.
+
+    Raises
+    ------
+    MissingExtra
+        The implementation's package is not installed.
+    UnknownScheme
+        The store has neither an atomic put nor a rename, so a reader could see half an object.
+    ConfigError
+        The URI has a query, chains file systems, or names no bucket.
+    """
+
+    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self._scheme = scheme_of(uri)
+        if "::" in uri:
+            raise ConfigError("Chained fsspec URLs cannot be sinks.", hint="Give the URL of the store itself.")
+        kind = _filesystem_class(self._scheme)
+        self._commit = _commit_of(self._scheme, kind)
+        if "?" in uri and not _is_local(kind):
+            raise ConfigError(
+                f"A {self._scheme}: sink takes no query in its URI.", hint="Put it into artifacts.storage_options."
+            )
+        self._root = str(kind._strip_protocol(uri)).rstrip("/")
+        if self._commit == "put" and not self._root:
+            raise ConfigError(f"{_shown(uri)} names no bucket.", hint=f"Use {self._scheme}://BUCKET/FOLDER.")
+        # A relative folder must mean the same after pickling, where the working directory may be another.
+        self._url = f"{self._scheme}://{self._root}" if _is_local(kind) else uri
+        self._options = dict(storage_options or {})
+        self._secrets = secrets_of(self._url, self._options)
+        self._clients = _Clients(self._connect, shared=bool(getattr(kind, "async_impl", False)))
+
+    @property
+    def uri(self) -> str:
+        return _shown(self._url)
+
+    def __repr__(self) -> str:
+        return f"FsspecSink({self.uri!r})"
+
+    def __reduce__(self) -> tuple[type[FsspecSink], tuple[str, dict[str, Any]]]:
+        return FsspecSink, (self._url, self._options)
+
+    # -- the protocol --------------------------------------------------------------------------------------------------
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        with closing(source.open()) as stream, self._client() as fs:
+            path = self._path(fs, key)
+            if self._commit == "rename":
+                self._put_by_rename(fs, path, key, stream, on_bytes)
+            elif self._commit == "pipe":
+                self._pipe(fs, path, key, stream, on_bytes)
+            else:
+                self._put(fs, path, key, stream, _part_bytes(source.size), on_bytes)
+            stored = self._stat(fs, path, key)
+        if stored is None:
+            raise VerificationError(f"{self._address(key)} was accepted by the store, but is not there.")
+        return stored
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        with self._client() as fs:
+            return self._stat(fs, self._path(fs, key), key)
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        fs = self._take()
+        path = self._path(fs, key)
+        reading = f"{self._address(key)} could not be read"
+        if self._commit == "pipe":
+            with self._translating(reading):
+                return io.BytesIO(fs.cat_file(path))
+        # A folder is no object: object stores open it as an empty file, others fail with an error that has no type.
+        if self._commit == "rename" and self._stat(fs, path, key) is None:
+            raise ArtifactNotFound(f"{self.uri} holds no {key}.")
+        with self._translating(reading):
+            stream = fs.open(path, "rb", block_size=PART_BYTES, cache_type="readahead")
+            details = getattr(stream, "details", None)
+        if details and details.get("type") == "directory":
+            raise ArtifactNotFound(f"{self.uri} holds no {key}.")
+        return cast("BinaryIO", io.BufferedReader(_Reader(self, fs, path, stream, details, reading), 1 << 16))
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        ArtifactKey(run_id, prefix or "any")  # refuses what would leave the run
+        with self._client() as fs:
+            yield from self._walk(fs, run_id, prefix) if self._commit == "rename" else self._find(fs, run_id, prefix)
+
+    def delete(self, key: ArtifactKey) -> None:
+        with self._client() as fs:
+            path = self._path(fs, key)
+            # sftp removes an empty folder of that name, others fail on it: a folder is no object.
+            if self._commit == "rename" and self._stat(fs, path, key) is None:
+                return
+            with suppress(ArtifactNotFound), self._translating(f"{self._address(key)} could not be deleted"):
+                fs.rm_file(path)
+
+    def close(self) -> None:
+        self._clients.close()
+
+    # -- three ways to commit ------------------------------------------------------------------------------------------
+
+    def _put(self, fs: Any, path: str, key: ArtifactKey, stream: BinaryIO, part: int, on_bytes: OnBytes | None) -> None:
+        putting = f"{self._address(key)} could not be put"
+        with self._translating(putting, missing=RunNotFound):
+            target = fs.open(path, "wb", block_size=part)
+        committed = False
+        try:
+            self._copy(stream, target, putting, on_bytes)
+            with self._translating(putting, missing=RunNotFound):
+                target.close()
+            committed = True
+        finally:
+            if not committed:
+                # Whatever fsspec's file does when it is closed, left by `with` or collected, it commits: a part of the
+                # object. Only a file that counts as closed does not.
+                target.closed = True
+                with self._tidying(f"the unfinished upload of {self._address(key)}"):
+                    target.discard()
+
+    def _pipe(self, fs: Any, path: str, key: ArtifactKey, stream: BinaryIO, on_bytes: OnBytes | None) -> None:
+        putting = f"{self._address(key)} could not be put"
+        whole = io.BytesIO()
+        self._copy(stream, whole, putting, on_bytes)
+        with self._translating(putting):
+            if fs.isdir(path):
+                raise IsADirectoryError(path)
+            fs.pipe_file(path, whole.getvalue())
+
+    def _put_by_rename(self, fs: Any, path: str, key: ArtifactKey, stream: BinaryIO, on_bytes: OnBytes | None) -> None:
+        putting = f"{self._address(key)} could not be put"
+        folder = path.rpartition("/")[0]
+        temp = f"{folder}/{_TEMP_PREFIX}{uuid.uuid4().hex}{_TEMP_SUFFIX}"
+        self._make_folder(fs, folder, putting)
+        landed = False
+        try:
+            self._write_temp(fs, temp, putting, stream, on_bytes)
+            self._rename(fs, temp, path, putting)
+            landed = True
+        finally:
+            if not landed:
+                with suppress(ArtifactNotFound), self._tidying(f"{self.uri}: the temporary file of {key}"):
+                    fs.rm_file(temp)
+
+    def _write_temp(self, fs: Any, temp: str, putting: str, stream: BinaryIO, on_bytes: OnBytes | None) -> None:
+        with self._translating(putting, missing=RunNotFound):
+            target = fs.open(temp, "wb", block_size=PART_BYTES)
+        written = False
+        try:
+            self._copy(stream, target, putting, on_bytes)
+            written = True
+        finally:
+            if not written and _is_buffered(target):
+                target.closed = True  # closing it would only send what is about to be removed
+            with self._translating(putting, missing=RunNotFound):
+                target.close()
+
+    def _rename(self, fs: Any, temp: str, path: str, putting: str) -> None:
+        try:
+            with self._translating(putting, missing=RunNotFound):
+                _rename(fs, temp, path)
+        except SinkError as error:
+            with self._translating(putting):
+                is_folder = fs.isdir(path)
+            if is_folder:
+                raise SinkConflict(f"{putting}: a folder stands there.", hint="Choose another path.") from error
+            if not isinstance(error, SinkConflict):
+                raise
+            # This store does not rename over a file: for a moment there is none, which the contract allows.
+            with self._translating(putting):
+                fs.rm_file(path)
+                _rename(fs, temp, path)
+
+    def _make_folder(self, fs: Any, folder: str, putting: str) -> None:
+        with self._translating(putting):
+            if not folder or fs.isdir(folder):
+                return
+        self._make_folder(fs, folder.rpartition("/")[0], putting)
+        try:
+            with self._translating(putting, missing=RunNotFound):
+                fs.mkdir(folder, create_parents=False)
+        except SinkError as error:
+            with self._translating(putting):
+                if fs.isdir(folder):
+                    return  # somebody else was faster
+                stands = fs.exists(folder)
+            if stands:
+                raise SinkConflict(f"{putting}: a file stands where its folder belongs.") from error
+            raise
+
+    def _copy(self, stream: BinaryIO, target: Any, putting: str, on_bytes: OnBytes | None) -> None:
+        for chunk in chunks(stream):  # outside the translation: the source's errors are not the store's
+            with self._translating(putting, missing=RunNotFound):
+                target.write(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+
+    # -- what is there -------------------------------------------------------------------------------------------------
+
+    def _stat(self, fs: Any, path: str, key: ArtifactKey) -> StoredArtifact | None:
+        try:
+            with self._translating(f"{self._address(key)} could not be looked up"):
+                info = _head(fs, path) if hasattr(fs, "call_s3") else fs.info(path)
+        except (ArtifactNotFound, SinkConflict):  # a conflict here is a file where the path has a folder
+            return None
+        return self._describe(key, info, _digests(info)) if info["type"] == "file" else None
+
+    def _find(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
+        base = f"{self._root}/{run_id}"
+        try:
+            with self._translating(f"{self._address(run_id)} could not be listed"):
+                found = fs.find(base, prefix=prefix, detail=True)
+        except ArtifactNotFound:
+            return
+        if not isinstance(found, Mapping):  # adlfs, when an object has the run's own name
+            return
+        for name, info in found.items():
+            path = str(name)[len(base) + 1 :]
+            inside = str(name).startswith(f"{base}/") and _covers(prefix, path)
+            if inside and info.get("type") == "file" and (key := _key(run_id, path)) is not None:
+                # The listing of S3 does not say how an object is encrypted, so its ETag may or may not be a digest.
+                yield self._describe(key, info, {} if hasattr(fs, "call_s3") else _digests(info))
+
+    def _walk(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
+        # Our own: fsspec's walk leaves out, in silence, the folders it fails to read.
+        if prefix:
+            key = ArtifactKey(run_id, prefix)
+            found = self._stat(fs, self._path(fs, key), key)
+            if found is not None:
+                yield found
+                return
+        folders = [prefix]
+        while folders:
+            folder = folders.pop()
+            for info in self._children(fs, run_id, folder):
+                name = str(info["name"]).rstrip("/").rpartition("/")[2]
+                path = f"{folder}/{name}" if folder else name
+                if info["type"] == "directory":
+                    folders.append(path)
+                elif info["type"] == "file" and not _is_temp(name) and (key_ := _key(run_id, path)) is not None:
+                    yield self._describe(key_, info, {})
+
+    def _children(self, fs: Any, run_id: str, folder: str) -> Iterable[Any]:
+        path = f"{self._root}/{run_id}/{folder}".rstrip("/")
+        try:
+            with self._translating(f"{self._address(run_id)} could not be listed"):
+                return cast("Iterable[Any]", fs.ls(path, detail=True)) if fs.isdir(path) else ()
+        except (ArtifactNotFound, SinkConflict):
+            return ()
+
+    def _describe(self, key: ArtifactKey, info: Mapping[str, Any], digests: Mapping[str, str]) -> StoredArtifact:
+        return StoredArtifact(key, self._address(key), int(info["size"]), digests)
+
+    def _address(self, what: ArtifactKey | str) -> str:
+        base = self.uri
+        return f"{base}{what}" if base.endswith("://") else f"{base}/{what}"
+
+    def _path(self, fs: Any, key: ArtifactKey) -> str:
+        """Return where ``key`` lives; refuse names of which the implementation would cut something off."""
+        path = f"{self._root}/{key}"
+        if self._commit == "rename" and any(_is_temp(segment) for segment in key.path.split("/")):
+            raise SinkError(f"{key} has a name that {self.uri} keeps for its temporary files.", hint="Rename the file.")
+        # s3fs and adlfs cut "?versionId=..." off, adlfs turns "?" and "#" round.
+        same = str(fs._strip_protocol(path)) == path
+        if same and hasattr(fs, "split_path"):
+            same = "/".join(fs.split_path(path)[:2]) == path.lstrip("/")
+        if not same:
+            raise SinkError(f"{self.uri} cannot hold an object named {key}.", hint="Rename the file.")
+        return path
+
+    # -- clients -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        fs = self._take()
+        yield fs
+        self._clients.give_back(fs)  # not after a failure: the connection may be the reason
+
+    def _take(self) -> Any:
+        with self._translating(f"{self.uri} could not be reached", missing=RunNotFound):
+            return self._clients.take()
+
+    def _connect(self) -> Any:
+        from fsspec.core import url_to_fs
+
+        options = _quiet_options(self._scheme, self._options)
+        fs, _ = url_to_fs(self._url, skip_instance_cache=True, **options)
+        if hasattr(fs, "call_s3"):
+            fs.retries = 1  # of s3fs itself; retrying is the engine's
+        return fs
+
+    @contextmanager
+    def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> Iterator[None]:
+        try:
+            yield
+        except StagesinkError:
+            raise
+        except Exception as error:
+            # Broad on purpose: fsspec has dozens of implementations with exceptions of their own. All become ours, none
+            # is swallowed. A cause that quotes a secret is left out, since tracebacks print it.
+            cause = None if shows_secret(error, self._secrets) else error
+            raise sink_error(error, doing, missing=missing) from cause
+
+    @contextmanager
+    def _tidying(self, what: str) -> Iterator[None]:
+        """Keep a failed clean-up from hiding the error that made it necessary."""
+        try:
+            with self._translating(f"{what} could not be removed"):
+                yield
+        except ArtifactNotFound:
+            pass  # the store, or a commit whose answer was lost, was faster
+        except SinkError as error:
+            logger.warning("%s", error)
+
+
+class _Clients:
+    """The fsspec instances of one sink.
+
+    They do not survive a fork, so each process has its own; a child keeps its parent's untouched, since closing them
+    would speak on the parent's connection. Async implementations are thread-safe and shared; of the others each
+    operation takes one of its own. No lock: a fork could copy it locked, and ``dict.setdefault`` and ``deque.pop`` are
+    atomic.
+    """
+
+    def __init__(self, connect: Callable[[], Any], *, shared: bool) -> None:
+        self._connect = connect
+        self._shared = shared
+        self._free: dict[int, deque[Any]] = {}
+
+    def take(self) -> Any:
+        free = self._free.setdefault(os.getpid(), deque())
+        if self._shared:
+            if not free:
+                free.append(self._connect())
+            return free[0]
+        try:
+            return free.pop()
+        except IndexError:
+            return self._connect()
+
+    def give_back(self, fs: Any) -> None:
+        if not self._shared:
+            self._free.setdefault(os.getpid(), deque()).append(fs)
+
+    def close(self) -> None:
+        self._free.pop(os.getpid(), None)
+
+
+class _Reader(io.RawIOBase):
+    """One object's bytes: errors become ours, and an object replaced between two of its parts is noticed."""
+
+    def __init__(
+        self, sink: FsspecSink, fs: Any, path: str, stream: Any, details: Mapping[str, Any] | None, reading: str
+    ) -> None:
+        self._sink, self._fs, self._path, self._stream, self._reading = sink, fs, path, stream, reading
+        many_parts = details is not None and int(details["size"]) > PART_BYTES
+        self._version = _version(details) if details is not None and many_parts else None
+        self._left = int(details["size"]) if details is not None else -1
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        with self._sink._translating(self._reading):
+            data = self._stream.read(len(view))
+        view[: len(data)] = data
+        self._left -= len(data)
+        if self._left == 0 and data and self._version is not None:
+            self._check_version(self._version)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            with self._sink._translating(self._reading):
+                self._stream.close()
+            self._sink._clients.give_back(self._fs)
+        super().close()
+
+    def _check_version(self, version: tuple[Any, ...]) -> None:
+        with self._sink._translating(self._reading):
+            now = _version(self._fs.info(self._path))
+        if now != version:
+            raise TransientSinkError(f"{self._reading}: it was replaced meanwhile.", hint="Read it again.")
+
+
+def open_fsspec(uri: str, storage_options: Mapping[str, Any]) -> FsspecSink:
+    """Open any URL that fsspec knows; see :class:`FsspecSink`."""
+    return FsspecSink(uri, storage_options)
+
+
+def _is_local(kind: Any) -> bool:
+    """Tell whether a file system class is about this machine's own disk."""
+    return bool(getattr(kind, "local_file", False))
+
+
+def _filesystem_class(scheme: str) -> Any:
+    from fsspec.registry import get_filesystem_class, known_implementations
+
+    try:
+        return get_filesystem_class(scheme)
+    except ImportError as error:
+        if scheme in _EXTRAS:
+            hint = f"pip install 'stagesink[{_EXTRAS[scheme]}]'"
+        else:
+            hint = str(known_implementations.get(scheme, {}).get("err", "Install its package."))
+        raise MissingExtra(f"A package for {scheme}: sinks is not installed.", hint=hint) from error
+
+
+def _commit_of(scheme: str, kind: Any) -> Commit:
+    from fsspec.spec import AbstractFileSystem
+
+    if scheme in _COMMIT:
+        return _COMMIT[scheme]
+    if kind.mv is not AbstractFileSystem.mv:
+        return "rename"
+    raise UnknownScheme(
+        f"{scheme}: has neither an atomic put nor a rename, so readers could see half an object.",
+        hint="Use s3://, az://, gs://, sftp:// or file:, or write a sink for it.",
+    )
+
+
+def _quiet_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what switches off the client's own retries and its memory of listings."""
+    quiet = dict(options)
+    if scheme in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ftp"):
+        quiet.setdefault("use_listings_cache", False)
+    if scheme in ("s3", "s3a"):
+        config = {"retries": {"mode": "standard", "total_max_attempts": 1}, "max_pool_connections": 32}
+        quiet["config_kwargs"] = {**config, **quiet.get("config_kwargs", {})}
+    return quiet
+
+
+def _shown(uri: str) -> str:
+    """Return ``uri`` without password, query and trailing slash."""
+    if "://" not in uri:
+        return uri.rstrip("/")
+    head, _, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    rest = f"{user.partition(':')[0]}{at}{host}{slash}{path}".partition("?")[0] if at else rest
+    return f"{head}://{rest.rstrip('/')}"
+
+
+def _part_bytes(size: int | None) -> int:
+    if size is None:
+        return _STREAM_PART_BYTES
+    return max(PART_BYTES, -(-size // _MAX_PARTS))
+
+
+def _is_buffered(target: Any) -> bool:
+    from fsspec.spec import AbstractBufferedFile
+
+    return isinstance(target, AbstractBufferedFile)
+
+
+def _rename(fs: Any, old: str, new: str) -> None:
+    if _is_local(fs):
+        os.replace(old, new)  # fs.mv would move it INTO a folder of that name
+    else:
+        fs.mv(old, new)
+
+
+def _is_temp(name: str) -> bool:
+    return name.startswith(_TEMP_PREFIX) and name.endswith(_TEMP_SUFFIX)
+
+
+def _covers(prefix: str, path: str) -> bool:
+    return not prefix or path == prefix or path.startswith(f"{prefix}/")
+
+
+def _key(run_id: str, path: str) -> ArtifactKey | None:
+    try:
+        return ArtifactKey(run_id, path)
+    except InvalidKey:
+        return None  # nobody can have put it here through us
+
+
+def _version(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(str(info.get(field)) for field in _VERSION_FIELDS)
+
+
+def _head(fs: Any, path: str) -> dict[str, Any]:
+    """Ask S3 itself: s3fs's ``info`` drops how the object is encrypted, and looks for folders."""
+    bucket, key, _ = fs.split_path(path)
+    head = fs.call_s3("head_object", Bucket=bucket, Key=key)
+    return {**head, "type": "file", "size": head["ContentLength"], "bucket": bucket}
+
+
+def _digests(info: Mapping[str, Any]) -> dict[str, str]:
+    """Read the digests that the store computed, as hex."""
+    digests: dict[str, str] = {}
+    if (md5 := _etag_md5(info)) is not None:
+        digests["md5"] = md5
+    for algorithm, field in (("md5", "md5Hash"), ("crc32c", "crc32c")):  # Google: base64
+        if isinstance(value := info.get(field), str):
+            digests[algorithm] = base64.b64decode(value).hex()
+    if content_md5 := getattr(info.get("content_settings"), "content_md5", None):  # Azure: bytes
+        digests["md5"] = bytes(content_md5).hex()
+    return digests
+
+
+def _etag_md5(info: Mapping[str, Any]) -> str | None:
+    """Return the md5 in an S3 ETag; None for what is none: many parts, KMS, customer keys, express buckets."""
+    etag = str(info.get("ETag", "")).strip('"')
+    encrypted = info.get("ServerSideEncryption") not in (None, "AES256") or info.get("SSECustomerAlgorithm") is not None
+    express = str(info.get("bucket", "")).endswith("--x-s3")
+    return etag if re.fullmatch(r"[0-9a-f]{32}", etag) and not encrypted and not express else None
