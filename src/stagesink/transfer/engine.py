@@ -65,9 +65,8 @@ class Transfer:
         Raises
         ------
         TransferError
-            Some objects failed; it carries all receipts and every failure. The manifest was not written.
-        StagesinkError
-            The manifest itself could not be read, removed or written.
+            Some objects failed; or the manifest could not be read or written; it carries all receipts and every
+            failure. The upload is not committed.
         """
         return _Run(self, plan).run()
 
@@ -89,9 +88,12 @@ class _Run:
         self._uncommit_lock = threading.Lock()
 
     def run(self) -> tuple[Receipt, ...]:
-        self.previous = self.retry.call(lambda: _previous(self.sink, self.plan))
+        try:
+            self.previous = self.retry.call(lambda: _previous(self.sink, self.plan))
+            self.there = self._still_there()
+        except StagesinkError as error:
+            raise self._nothing_sent(error) from error
         self.committed = self.previous is not None
-        self.there = self._still_there()
         with self._batch() as target:
             self.target = target
             try:
@@ -108,6 +110,13 @@ class _Run:
         except StagesinkError as error:
             raise TransferError(receipts, {self.plan.manifest_key.path: error}) from error
         return receipts
+
+    def _nothing_sent(self, error: StagesinkError) -> TransferError:
+        receipts = [
+            Receipt(item.key, self.sink.uri, item.size or 0, None, 0.0, 0, "failed", "none", error.message)
+            for item in self.plan.objects
+        ]
+        return TransferError(receipts, {self.plan.path: error})
 
     def _batch(self) -> AbstractContextManager[ArtifactSink]:
         if len(self.plan.objects) > 1 and isinstance(self.sink, BatchingSink):

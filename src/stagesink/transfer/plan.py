@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stagesink.archive import ArchiveSource
+from stagesink.archive import ArchiveFormat, ArchiveSource
 from stagesink.artifacts import ArtifactKey, FileSource, Source, source_error
 from stagesink.errors import SourceKindError
 from stagesink.manifest import Kind, Manifest, ManifestEntry, manifest_key
@@ -119,7 +119,7 @@ def plan_packed_tree(
     path: str,
     folder: str | os.PathLike[str],
     *,
-    archive_format: str,
+    archive_format: ArchiveFormat,
     level: int | None = None,
     details: Mapping[str, Any] | None = None,
     provenance: Mapping[str, str] | None = None,

@@ -186,10 +186,10 @@ class _StoredSource:
 
     def __init__(self, sink: ArtifactSink, key: ArtifactKey, entry: ManifestEntry, cancel: threading.Event) -> None:
         self.size = entry.size
-        self._open = lambda: _VerifyingStream(sink, key, entry, cancel)
+        self._object = (sink, key, entry, cancel)
 
     def open(self) -> BinaryIO:
-        return cast("BinaryIO", self._open())
+        return cast("BinaryIO", _VerifyingStream(*self._object))
 
     def fingerprint(self) -> Hashable:
         return None

@@ -1,0 +1,120 @@
+"""The four stage helpers: one line at the end of a stage, and its artifacts are where the stage table says.
+
+Each takes the keyword arguments of :class:`stagesink.ArtifactUploader` as well: ``sink``, ``on_failure``, ``verify``,
+``workers``, ``progress``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stagesink.uploader import ArtifactUploader, StrPath
+
+
+def upload_training_artifacts(
+    checkpoint_dir: StrPath | None,
+    metrics_json_path: StrPath | None = None,
+    run_id: str | None = None,
+    config_dir: StrPath | None = None,
+    **options: Any,
+) -> dict[str, bool]:
+    """Upload what training hands over.
+
+    Parameters
+    ----------
+    checkpoint_dir : path or None
+        Lands as ``checkpoint/``.
+    metrics_json_path : path, optional
+        Lands as ``metrics.json``.
+    run_id : str, optional
+    config_dir : path, optional
+        Folder that holds ``mlflow.yaml``.
+    **options
+        See :class:`stagesink.ArtifactUploader`.
+
+    Returns
+    -------
+    dict of str to bool
+        ``checkpoint`` and ``metrics_json``, for those that were given: True when it landed.
+    """
+    with ArtifactUploader(run_id, "training", config_dir, **options) as uploader:
+        return uploader.upload_slots({"checkpoint": checkpoint_dir, "metrics_json": metrics_json_path})
+
+
+def upload_conversion_artifacts(
+    onnx_path: StrPath,
+    run_id: str | None = None,
+    config_dir: StrPath | None = None,
+    *,
+    conversion_log_path: StrPath | None = None,
+    **options: Any,
+) -> bool:
+    """Upload what a conversion hands over.
+
+    Parameters
+    ----------
+    onnx_path : path
+        Lands as ``onnx_model/<file name>``.
+    run_id : str, optional
+    config_dir : path, optional
+    conversion_log_path : path, optional
+        Lands as ``conversion_log.txt``.
+    **options
+        See :class:`stagesink.ArtifactUploader`.
+
+    Returns
+    -------
+    bool
+        True when everything that was given landed.
+    """
+    with ArtifactUploader(run_id, "conversion", config_dir, **options) as uploader:
+        return all(uploader.upload_slots({"onnx_model": onnx_path, "conversion_log": conversion_log_path}).values())
+
+
+def upload_benchmark_artifacts(
+    benchmark_json_path: StrPath | None = None,
+    run_id: str | None = None,
+    config_dir: StrPath | None = None,
+    **options: Any,
+) -> dict[str, bool]:
+    """Upload what a benchmark hands over.
+
+    Parameters
+    ----------
+    benchmark_json_path : path, optional
+        Lands as ``benchmark_results.json``.
+    run_id : str, optional
+    config_dir : path, optional
+    **options
+        See :class:`stagesink.ArtifactUploader`.
+
+    Returns
+    -------
+    dict of str to bool
+        ``benchmark_json``, when it was given.
+    """
+    with ArtifactUploader(run_id, "benchmark", config_dir, **options) as uploader:
+        return uploader.upload_slots({"benchmark_json": benchmark_json_path})
+
+
+def upload_hpo_artifacts(
+    checkpoint_dir: StrPath,
+    trial_number: int,
+    run_id: str | None = None,
+    config_dir: StrPath | None = None,
+    **options: Any,
+) -> bool:
+    """Upload the best trial's checkpoint, packed while it is sent.
+
+    Parameters
+    ----------
+    checkpoint_dir : path
+        Lands as ``best_trial_checkpoint.tar.gz``, with ``best_trial_checkpoint_manifest.json`` beside it.
+    trial_number : int
+    run_id : str, optional
+    config_dir : path, optional
+    **options
+        See :class:`stagesink.ArtifactUploader`.
+    """
+    with ArtifactUploader(run_id, "hpo", config_dir, **options) as uploader:
+        return uploader.upload_slots({"checkpoint": checkpoint_dir}, trial_number=trial_number)["checkpoint"]

@@ -1,0 +1,367 @@
+"""The facade: whether, what, where to and for which run. The one place where errors become booleans."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Literal
+
+from stagesink.artifacts import ArtifactKey, Receipt
+from stagesink.config import Config, load_config, skip_artifact_logging
+from stagesink.destination import choose_sink
+from stagesink.errors import ConfigError, StagesinkError, TransferError
+from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
+from stagesink.provenance import provenance
+from stagesink.runs import find_run
+from stagesink.sinks import ArtifactSink, open_sink
+from stagesink.transfer import (
+    Plan,
+    ProgressCallback,
+    Transfer,
+    TransferOptions,
+    plan_archive,
+    plan_file,
+    plan_packed_tree,
+    plan_tree,
+    progress_callback,
+)
+from stagesink.transfer.options import Verify
+from stagesink.transfer.progress import ProgressStyle
+
+logger = logging.getLogger("stagesink")
+
+StrPath = str | os.PathLike[str]
+
+
+class ArtifactUploader:
+    """Uploads a stage's artifacts and says with a boolean whether they landed.
+
+    ``True``: whole, proven, in the backend. ``False``: not; one logged line says why, and :attr:`receipts` and :attr:`errors`
+    have the details. A training run is never killed by an upload, unless ``on_failure="raise"``.
+
+    Parameters
+    ----------
+    run_id : str, optional
+        The run to upload for. Default: ``STAGESINK_RUN_ID``, the active MLflow run, ``MLFLOW_RUN_ID``, ``AZUREML_RUN_ID``;
+        for a sink that needs no tracking server then one made for this process.
+    stage : str, optional
+        A stage of the stage table; its switches in ``mlflow.yaml`` govern what is uploaded.
+    config_dir : path, optional
+        Folder that holds ``mlflow.yaml``. Read once, at the first upload.
+    sink : str or ArtifactSink, optional
+        Where to: a URI, or an open sink, which stays open. Default: the configured one.
+    on_failure : {"warn", "raise"}, optional
+        ``raise`` lets the typed error through.
+    verify : {"auto", "full", "size", "none"}, optional
+        See :class:`stagesink.TransferOptions`.
+    workers : int, optional
+        Objects in flight at once.
+    progress : {"auto", "bar", "lines", "none"} or callable, optional
+        How progress is shown, or a callback that is given :class:`stagesink.Progress`.
+
+    Attributes
+    ----------
+    receipts : list of Receipt
+        What the booleans stand for, one per object, in the order of the calls.
+    errors : list of StagesinkError
+        Why the ``False`` ones are.
+
+    Examples
+    --------
+    >>> with ArtifactUploader(stage="training", sink="file:./artifacts") as uploader:
+    ...     uploader.upload_checkpoint("out/checkpoint")
+    True
+    """
+
+    def __init__(
+        self,
+        run_id: str | None = None,
+        stage: str | None = None,
+        config_dir: StrPath | None = None,
+        *,
+        sink: str | ArtifactSink | None = None,
+        on_failure: Literal["warn", "raise"] | None = None,
+        verify: Verify | None = None,
+        workers: int | None = None,
+        progress: ProgressStyle | ProgressCallback | None = None,
+    ) -> None:
+        self.stage = stage
+        self.config_dir = config_dir
+        self.receipts: list[Receipt] = []
+        self.errors: list[StagesinkError] = []
+        self._given_run_id = run_id
+        self._given_sink = sink
+        self._on_failure = on_failure
+        self._verify = verify
+        self._workers = workers
+        self._progress = progress
+        self._metrics = UploadMetrics()
+        self._said_skipped = False
+
+    def __enter__(self) -> ArtifactUploader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections of a sink that was opened here."""
+        if "sink" in self.__dict__ and self.sink is not self._given_sink:
+            self.sink.close()
+            del self.__dict__["sink"]
+
+    # -- uploads -----------------------------------------------------------------------------------------------------
+
+    def upload_checkpoint(
+        self, checkpoint_dir: StrPath, artifact_path: str = "checkpoint", skip_if_disabled: bool = True
+    ) -> bool:
+        """Upload a checkpoint folder: as a tree, or as one archive when ``artifacts.pack`` says so.
+
+        Parameters
+        ----------
+        checkpoint_dir : path
+        artifact_path : str
+            Folder it becomes in the run; an archive's name gets its suffix.
+        skip_if_disabled : bool
+            False uploads even when the stage or the slot is switched off in the configuration.
+        """
+        return self._guarded(
+            artifact_path, lambda: self._checkpoint(checkpoint_dir, artifact_path, force=not skip_if_disabled)
+        )
+
+    def upload_packed_checkpoint(
+        self,
+        checkpoint_dir: StrPath,
+        artifact_path: str = "best_trial_checkpoint.tar.gz",
+        *,
+        trial_number: int | None = None,
+    ) -> bool:
+        """Upload a checkpoint folder as one archive, packed while it is sent: no temporary copy.
+
+        Parameters
+        ----------
+        checkpoint_dir : path
+        artifact_path : str
+            Name of the archive in the run; its suffix, ``.tar.gz`` or ``.tar.zst``, chooses the format.
+        trial_number : int, optional
+            Of the HPO trial; goes into the manifest.
+        """
+        return self._guarded(artifact_path, lambda: self._packed(checkpoint_dir, artifact_path, trial_number))
+
+    def upload_file(self, file_path: StrPath, artifact_path: str | None = None) -> bool:
+        """Upload one file.
+
+        Parameters
+        ----------
+        file_path : path
+        artifact_path : str, optional
+            The exact destination of the file, not a folder to put it in; the file's own name by default.
+        """
+        destination = os.path.basename(os.fspath(file_path)) if artifact_path is None else artifact_path
+        return self._guarded(destination, lambda: self._file(file_path, destination))
+
+    def upload_checkpoint_archive(
+        self,
+        archive_path: StrPath,
+        manifest: Mapping[str, Any] | None = None,
+        artifact_path: str = "best_trial_checkpoint.tar.gz",
+    ) -> bool:
+        """Upload an archive that is there already. The archive stays where it is, whatever happens.
+
+        Parameters
+        ----------
+        archive_path : path
+        manifest : mapping, optional
+            What :func:`stagesink.create_checkpoint_archive` returned with it.
+        artifact_path : str
+        """
+        return self._guarded(artifact_path, lambda: self._archive(archive_path, manifest, artifact_path))
+
+    def upload_slots(
+        self, paths: Mapping[str, StrPath | None], *, trial_number: int | None = None
+    ) -> dict[str, bool]:
+        """Upload what the stage hands over, slot by slot, each to the destination the stage table names.
+
+        Parameters
+        ----------
+        paths : mapping of str to path or None
+            By slot name; None leaves a slot out.
+        trial_number : int, optional
+            For slots that land as archives.
+
+        Returns
+        -------
+        dict of str to bool
+            One per slot that was given.
+        """
+
+        def upload(name: str, path: StrPath) -> bool:
+            stage = self.config.stages.get(self.stage or "")
+            slot = stage.slot(name) if stage is not None else None
+            if slot is None:
+                raise ConfigError(f"The stage {self.stage!r} has no slot {name!r}.", hint="artifacts.stages adds slots.")
+            destination = slot.destination_of(os.path.basename(os.fspath(path)))
+            if slot.kind == "tree":
+                return self._checkpoint(path, destination)
+            if slot.kind == "archive":
+                return self._packed(path, destination, trial_number)
+            return self._file(path, destination)
+
+        return {
+            name: self._guarded(name, lambda name=name, path=path: upload(name, path))  # type: ignore[misc]
+            for name, path in paths.items()
+            if path is not None
+        }
+
+    # -- policy, resolved at first use -------------------------------------------------------------------------------
+
+    @cached_property
+    def config(self) -> Config:
+        """The validated configuration."""
+        return load_config(self.config_dir)
+
+    @cached_property
+    def sink(self) -> ArtifactSink:
+        """Where uploads go."""
+        if self._given_sink is not None and not isinstance(self._given_sink, str):
+            return self._given_sink
+        choice = choose_sink(self.config, self._given_sink)
+        return open_sink(choice.uri, storage_options=self.config.artifacts.storage_options)
+
+    @cached_property
+    def run_id(self) -> str:
+        """The run uploads belong to."""
+        return find_run(self._given_run_id, needs_server=getattr(self.sink, "tracks_runs", False)).run_id
+
+    @property
+    def metrics(self) -> Metrics:
+        """What this uploader has done so far: ``{stage: {sink uri: {"uploads", "failures", "files", "bytes", ...}}}``."""
+        return self._metrics.snapshot()
+
+    # -- the way of one upload ---------------------------------------------------------------------------------------
+
+    def _checkpoint(self, folder: StrPath, destination: str, *, force: bool = False) -> bool:
+        if not force and self._skipped(destination):
+            return False
+        if force and self._all_skipped(destination):
+            return False
+        pack = self.config.artifacts.pack
+        if pack != "none":
+            return self._send(self._plan_packed(folder, f"{destination}.{pack}", None))
+        return self._send(plan_tree(self.run_id, destination, folder, provenance=provenance(self.stage)))
+
+    def _packed(self, folder: StrPath, destination: str, trial_number: int | None) -> bool:
+        if self._skipped(destination):
+            return False
+        return self._send(self._plan_packed(folder, destination, trial_number))
+
+    def _file(self, file: StrPath, destination: str) -> bool:
+        if self._skipped(destination):
+            return False
+        return self._send(plan_file(self.run_id, destination, file, provenance=provenance(self.stage)))
+
+    def _archive(self, archive: StrPath, manifest: Mapping[str, Any] | None, destination: str) -> bool:
+        if self._skipped(destination):
+            return False
+        plan = plan_archive(self.run_id, destination, archive, manifest=manifest, provenance=provenance(self.stage))
+        return self._send(plan)
+
+    def _plan_packed(self, folder: StrPath, destination: str, trial_number: int | None) -> Plan:
+        return plan_packed_tree(
+            self.run_id,
+            destination,
+            folder,
+            level=self.config.artifacts.compression.level,
+            details={} if trial_number is None else {"trial_number": trial_number},
+            provenance=provenance(self.stage),
+        )
+
+    def _send(self, plan: Plan) -> bool:
+        settings = self.config.artifacts
+        options = TransferOptions(
+            workers=self._workers or settings.workers,
+            verify=self._verify or settings.verify,
+            attempts=settings.retries.attempts,
+            initial=settings.retries.initial,
+            max_wait=settings.retries.max_wait,
+            budget=settings.retries.budget,
+        )
+        progress = self._progress if self._progress is not None else settings.progress
+        shown = progress if callable(progress) else progress_callback(progress)
+        start = time.monotonic()
+        receipts: tuple[Receipt, ...] = ()
+        failed = True
+        try:
+            receipts = Transfer(self.sink, options, progress=shown).run(plan)
+            failed = False
+        except TransferError as error:
+            receipts = error.receipts
+            raise
+        finally:
+            seconds = time.monotonic() - start
+            self.receipts.extend(receipts)
+            for metrics in (self._metrics, PROCESS_METRICS):
+                metrics.add(self.stage, self.sink.uri, receipts, seconds, failed=failed)
+        sent = sum(receipt.size for receipt in receipts)
+        logger.info("%s: %d files, %.1f MB in %.1f s, in %s", plan.path, len(receipts), sent / 1e6, seconds, self.sink.uri)
+        return True
+
+    def _skipped(self, destination: str) -> bool:
+        if self._all_skipped(destination):
+            return True
+        slot = self.config.stages.slot_for(self.stage, destination)
+        if self.config.is_enabled(self.stage, slot.name if slot is not None else None):
+            return False
+        where = f"tracking.{self.stage}" + (f".{slot.switch}" if slot is not None else "")
+        logger.info("%s is not uploaded: %s is switched off.", destination, where)
+        self._note_skipped(destination, f"{where} is switched off")
+        return True
+
+    def _all_skipped(self, destination: str) -> bool:
+        if not skip_artifact_logging():
+            return False
+        if not self._said_skipped:
+            logger.warning("Nothing is uploaded: MLFLOW_SKIP_ARTIFACT_LOGGING is set.")
+            self._said_skipped = True
+        self._note_skipped(destination, "MLFLOW_SKIP_ARTIFACT_LOGGING is set")
+        return True
+
+    def _note_skipped(self, destination: str, why: str) -> None:
+        key = ArtifactKey(self._given_run_id or "-", destination)
+        self.receipts.append(Receipt(key, "", 0, None, 0.0, 0, "skipped", "none", why))
+
+    def _guarded(self, what: str, upload: Callable[[], bool]) -> bool:
+        """Turn errors into ``False``: the only place that does, and the only broad ``except``."""
+        try:
+            return upload()
+        except Exception as error:
+            if not isinstance(error, StagesinkError):
+                # A defect, ours or a third party's sink. It must not kill the training run either, so its trace is logged.
+                logger.exception("%s was not uploaded: unexpected %s.", what, type(error).__name__)
+                error = _wrapped(what, error)
+            else:
+                logger.error("%s was not uploaded: %s", what, error)
+            self.errors.append(error)
+            if self._raises():
+                raise
+            return False
+
+    def _raises(self) -> bool:
+        if self._on_failure is not None:
+            return self._on_failure == "raise"
+        # A configuration that cannot be read cannot ask for anything.
+        return "config" in self.__dict__ and self.config.artifacts.on_failure == "raise"
+
+
+def _wrapped(what: str, error: Exception) -> StagesinkError:
+    wrapped = StagesinkError(f"{what}: unexpected {type(error).__name__}.", hint="Please report it with the logged trace.")
+    wrapped.__cause__ = error
+    return wrapped
+
+
