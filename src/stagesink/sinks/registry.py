@@ -56,6 +56,11 @@ def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> 
     return _factory(scheme)(uri, dict(storage_options or {}))
 
 
+def is_registered(scheme: str) -> bool:
+    """Tell whether a driver of its own serves the scheme, built in or plugged in. What fsspec serves does not count."""
+    return scheme in _BUILT_IN or any(entry.name == scheme for entry in entry_points(group=ENTRY_POINT_GROUP))
+
+
 def _factory(scheme: str) -> SinkFactory:
     if scheme in _BUILT_IN:
         return _load(_BUILT_IN[scheme])

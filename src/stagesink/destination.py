@@ -1,0 +1,99 @@
+"""Which sink: the one that was named, or the one that the surroundings call for, and why."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stagesink.errors import ConfigError, UnknownScheme
+from stagesink.sinks.registry import is_registered, scheme_of
+
+if TYPE_CHECKING:
+    from stagesink.config import Config
+
+AUTO = "auto"
+DEFAULT_SINK = "file:./artifacts"
+"""Where ``auto`` goes when nothing speaks for another place; relative to the working folder."""
+
+_PASSWORD = re.compile(r"//[^/@?#]*:(?!\d+/)[^?#]*@")  # `//host:22/a@b` is a port, not a password
+_QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
+
+
+@dataclass(frozen=True, slots=True)
+class SinkChoice:
+    """The sink that will be used.
+
+    Parameters
+    ----------
+    uri : str
+        For :func:`~stagesink.sinks.registry.open_sink`. May hold a password, so it is not in the repr; print ``shown``.
+    why : str
+        What decided it, free of secrets.
+    """
+
+    uri: str = field(repr=False)
+    why: str
+
+    @property
+    def shown(self) -> str:
+        """The URI without its secrets."""
+        return without_secrets(self.uri)
+
+
+def choose_sink(config: Config, argument: str | None = None, environ: Mapping[str, str] = os.environ) -> SinkChoice:
+    """Choose the sink: argument, ``STAGESINK_SINK``, ``artifacts.sink``, else what the surroundings call for.
+
+    ``auto`` takes Azure ML inside its jobs, then MLflow when ``MLFLOW_TRACKING_URI`` is set, then a local folder.
+
+    Parameters
+    ----------
+    config : Config
+        Its ``artifacts.sink`` is the file's or the environment's.
+    argument : str, optional
+        URI, or ``auto`` to set aside what is configured.
+    environ : mapping of str to str
+        Where the variables of Azure ML and MLflow are looked up; an empty one counts as unset.
+
+    Raises
+    ------
+    ConfigError
+        The argument is empty.
+    UnknownScheme
+        ``auto`` found Azure ML or MLflow, and no sink for it is installed. It does not put the artifacts elsewhere.
+    """
+    if argument == "":
+        raise ConfigError("The sink is empty.", hint=f"Name one, for example {DEFAULT_SINK}, or leave it out.")
+    uri = argument if argument is not None else config.artifacts.sink
+    origin = "argument" if argument is not None else config.origin("artifacts.sink")
+    if uri != AUTO:
+        return SinkChoice(uri, f"set by {origin}")
+    choice = _surroundings(environ)
+    if not is_registered(scheme_of(choice.uri)):
+        raise UnknownScheme(
+            f"The sink 'auto' ({origin}) means {choice.uri!r} here, because {choice.why}; this release has no such sink.",
+            hint=f"Choose one: set STAGESINK_SINK or artifacts.sink, or pass sink=, for example {DEFAULT_SINK}.",
+        )
+    return choice
+
+
+def _surroundings(environ: Mapping[str, str]) -> SinkChoice:
+    tracking = environ.get("MLFLOW_TRACKING_URI", "")
+    to_azure = scheme_of(tracking) == "azureml"
+    workspace = environ.get("AZUREML_ARM_WORKSPACE_NAME")
+    if environ.get("AZUREML_RUN_ID") and (workspace or to_azure):
+        return SinkChoice("azureml:", "this is an Azure ML job (AZUREML_RUN_ID is set)")
+    if tracking:
+        return SinkChoice(
+            "azureml:" if to_azure else "mlflow:", f"MLFLOW_TRACKING_URI is {without_secrets(tracking)!r}"
+        )
+    return SinkChoice(DEFAULT_SINK, "nothing names a sink, an Azure ML job or an MLflow server")
+
+
+def without_secrets(uri: str) -> str:
+    """Return the URI fit for a log: no password, no query."""
+    if "://" not in uri:
+        return uri
+    return _PASSWORD.sub("//***@", _QUERY.sub("?***", uri), count=1)
