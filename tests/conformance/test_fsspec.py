@@ -1,0 +1,63 @@
+"""One class per way to commit: at once (S3), whole in one step (memory), by rename (a folder, FTP)."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+from servers import FtpServer, S3Server, free_port
+
+from stagesink.sinks.fsspec import FsspecSink
+from stagesink.testing import SinkConformance, check_against_dict
+
+
+class TestS3(SinkConformance):
+    exemptions = {"test_clause_09_names[version]": "s3fs cuts '?versionId=' off a name, so the sink refuses it"}
+    overwrites = 10
+
+    @pytest.fixture
+    def sink(self, moto: S3Server, bucket: str) -> FsspecSink:
+        return FsspecSink(f"s3://{bucket}/some/folder", moto.options())
+
+    @pytest.fixture
+    def unreachable_sink(self, moto: S3Server) -> FsspecSink:
+        return FsspecSink("s3://bucket", moto.options(port=free_port()))
+
+
+class TestFsspecMemory(SinkConformance):
+    exemptions = {8: "what is kept in memory takes memory"}
+    shared_between_processes = False
+
+    @pytest.fixture
+    def sink(self) -> FsspecSink:
+        return FsspecSink(f"memory://{uuid.uuid4().hex}")
+
+
+class TestFsspecLocal(SinkConformance):
+    @pytest.fixture
+    def sink(self, tmp_path: Path) -> FsspecSink:
+        return FsspecSink(f"local://{tmp_path}/store")
+
+
+class TestFtp(SinkConformance):
+    overwrites = 10
+    many = 100  # there are no pages, and each stat lists a folder
+
+    @pytest.fixture
+    def sink(self, ftp: FtpServer) -> FsspecSink:
+        return FsspecSink(ftp.url)
+
+    @pytest.fixture
+    def unreachable_sink(self) -> FsspecSink:
+        return FsspecSink(f"ftp://127.0.0.1:{free_port()}/store")
+
+
+def test_any_order_of_operations_agrees_with_a_dict_in_a_folder(tmp_path: Path) -> None:
+    sink = FsspecSink(f"local://{tmp_path}")
+    check_against_dict(lambda: sink)
+
+
+def test_any_order_of_operations_agrees_with_a_dict_on_s3(moto: S3Server, bucket: str) -> None:
+    sink = FsspecSink(f"s3://{bucket}/machine", moto.options())
+    check_against_dict(lambda: sink, max_examples=4, steps=8)

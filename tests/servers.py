@@ -1,0 +1,151 @@
+"""Real servers as processes of their own: started on a free port, logged to a file, stopped by their own id."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A moto server and what one needs to talk to it."""
+
+    port: int
+    key: str = "testing"
+    secret: str = "testing-secret"
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def options(self, port: int | None = None) -> dict[str, Any]:
+        """Storage options for s3fs; another port when a proxy stands in front."""
+        return {
+            "key": self.key,
+            "secret": self.secret,
+            "endpoint_url": f"http://127.0.0.1:{port or self.port}",
+            "client_kwargs": {"region_name": "us-east-1"},
+        }
+
+    def boto3(self) -> Any:
+        """A client that is not ours, to look at what we left there."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret,
+        )
+
+
+@dataclass(frozen=True)
+class FtpServer:
+    port: int
+    folder: Path
+    user: str = "tester"
+    password: str = "ftp-password"
+
+    @property
+    def url(self) -> str:
+        return f"ftp://{self.user}:{self.password}@127.0.0.1:{self.port}/store"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(command: list[str], port: int, log: Path) -> Iterator[None]:
+    """Run a server until the block ends; it is ready when its port answers."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    with log.open("wb") as output, subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+    ) as server:
+        try:
+            _wait(server, port, log)
+            yield
+        finally:
+            server.kill()
+
+
+def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if server.poll() is not None:
+                break
+            time.sleep(0.05)
+    raise RuntimeError(f"{server.args!r} did not start:\n{log.read_text()}")
+
+
+@contextmanager
+def moto_server(folder: Path) -> Iterator[S3Server]:
+    """S3 as moto plays it."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with process(command, port, folder / "moto.log"):
+        yield S3Server(port)
+
+
+_FTP = """
+import sys
+from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.servers import ThreadedFTPServer
+port, folder, user, password = int(sys.argv[1]), *sys.argv[2:]
+FTPHandler.authorizer = DummyAuthorizer()
+FTPHandler.authorizer.add_user(user, password, folder, perm="elradfmwMT")
+server = ThreadedFTPServer(("127.0.0.1", port), FTPHandler)
+server.max_cons = 512
+server.serve_forever()
+"""
+
+
+@contextmanager
+def ftp_server(folder: Path) -> Iterator[FtpServer]:
+    """An FTP server over a folder of this machine."""
+    store = folder / "ftp"
+    store.mkdir()
+    server = FtpServer(free_port(), store)
+    command = [sys.executable, "-c", _FTP, str(server.port), str(store), server.user, server.password]
+    with process(command, server.port, folder / "ftp.log"):
+        yield server
+
+
+def shared(request: pytest.FixtureRequest, name: str, start: Callable[[Path], AbstractContextManager[T]]) -> T:
+    """Start a server once per test process, whichever folder's fixture asks first; it stops with pytest."""
+    servers: dict[str, Any] = request.config.stash.setdefault(_SERVERS, {})
+    if name not in servers:
+        folder = request.getfixturevalue("tmp_path_factory").mktemp(name)
+        context = start(folder)
+        servers[name] = context.__enter__()
+        request.config.add_cleanup(lambda: context.__exit__(None, None, None) and None)
+    server: T = servers[name]
+    return server
+
+
+_SERVERS = pytest.StashKey[dict[str, Any]]()
+
+
+def installed(*packages: str) -> None:
+    """Skip where the environment ``core`` lacks a package on purpose."""
+    for package in packages:
+        pytest.importorskip(package, reason=f"{package} comes with an extra, which the core environment has not")
