@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from stagesink import upload_benchmark_artifacts
+from stagesink import ArtifactSink, upload_benchmark_artifacts
 from stagesink.pipeline import data
 
 RUNS = 500
@@ -47,24 +47,27 @@ class OnnxClassifier:
         return np.asarray(labels, dtype=np.int64)
 
 
-def measure(onnx_path: Path, out_dir: Path, *, run_id: str | None = None, sink: str | None = None) -> Benchmark:
+def measure(
+    onnx_path: Path, out_dir: Path, *, run_id: str | None = None, sink: str | ArtifactSink | None = None
+) -> Benchmark:
     """Write accuracy and latency into ``out_dir / "benchmark.json"`` and upload it.
 
     Parameters
     ----------
     onnx_path : Path
     out_dir : Path
-    run_id, sink : str, optional
+    run_id, sink : optional
         Whom to upload for and where to; stagesink finds both itself when they are not given.
     """
     out_dir.mkdir(parents=True)
     model = OnnxClassifier(onnx_path)
     images, labels = data.load().held_back
     accuracy = float(np.mean(model.predict(images) == labels))
-    p50, p95 = np.percentile([_milliseconds(model, images[i % len(images)]) for i in range(RUNS)], [50, 95])
+    latencies = sorted(_milliseconds(model, images[i % len(images)]) for i in range(RUNS))
+    p50, p95 = latencies[RUNS // 2], latencies[RUNS * 95 // 100]
     figures = {
         "accuracy": accuracy,
-        "latency_ms": {"p50": float(p50), "p95": float(p95)},
+        "latency_ms": {"p50": p50, "p95": p95},
         "images": len(images),
         "onnxruntime": onnxruntime.__version__,
     }
@@ -72,7 +75,7 @@ def measure(onnx_path: Path, out_dir: Path, *, run_id: str | None = None, sink: 
     benchmark_json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
     landed = upload_benchmark_artifacts(benchmark_json, run_id=run_id, sink=sink)
-    return Benchmark(benchmark_json, accuracy, float(p50), landed)
+    return Benchmark(benchmark_json, accuracy, p50, landed)
 
 
 def _milliseconds(model: OnnxClassifier, image: NDArray[np.float32]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import skl2onnx
 
-from stagesink import upload_conversion_artifacts
+from stagesink import ArtifactSink, upload_conversion_artifacts
 from stagesink.pipeline.training import load_model
 
 OPSET = 17
@@ -23,7 +23,9 @@ class Conversion:
     landed: bool
 
 
-def convert(checkpoint_dir: Path, out_dir: Path, *, run_id: str | None = None, sink: str | None = None) -> Conversion:
+def convert(
+    checkpoint_dir: Path, out_dir: Path, *, run_id: str | None = None, sink: str | ArtifactSink | None = None
+) -> Conversion:
     """Write ``model.onnx`` and ``conversion.log`` into ``out_dir`` and upload both.
 
     Parameters
@@ -31,7 +33,7 @@ def convert(checkpoint_dir: Path, out_dir: Path, *, run_id: str | None = None, s
     checkpoint_dir : Path
         As :func:`stagesink.pipeline.training.train` writes it.
     out_dir : Path
-    run_id, sink : str, optional
+    run_id, sink : optional
         Whom to upload for and where to; stagesink finds both itself when they are not given.
     """
     out_dir.mkdir(parents=True)

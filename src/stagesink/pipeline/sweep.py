@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 
-from stagesink import upload_hpo_artifacts
+from stagesink import ArtifactSink, upload_hpo_artifacts
 from stagesink.errors import StagesinkError
 from stagesink.pipeline.data import SEED
 from stagesink.pipeline.training import Settings
@@ -42,7 +42,7 @@ class Sweep:
     landed: bool
 
 
-def search(n_trials: int, out_dir: Path, *, run_id: str | None = None, sink: str | None = None) -> Sweep:
+def search(n_trials: int, out_dir: Path, *, run_id: str | None = None, sink: str | ArtifactSink | None = None) -> Sweep:
     """Try ``n_trials`` settings and upload the best trial's checkpoint as one archive.
 
     Parameters
@@ -50,7 +50,7 @@ def search(n_trials: int, out_dir: Path, *, run_id: str | None = None, sink: str
     n_trials : int
     out_dir : Path
         Gets one folder per trial.
-    run_id, sink : str, optional
+    run_id, sink : optional
         Whom to upload for and where to; stagesink finds both itself when they are not given.
 
     Raises

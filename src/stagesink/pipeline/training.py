@@ -12,7 +12,7 @@ import joblib
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from stagesink import upload_training_artifacts
+from stagesink import ArtifactSink, upload_training_artifacts
 from stagesink.pipeline import data
 
 
@@ -36,7 +36,9 @@ class Training:
     landed: dict[str, bool]
 
 
-def train(settings: Settings, out_dir: Path, *, run_id: str | None = None, sink: str | None = None) -> Training:
+def train(
+    settings: Settings, out_dir: Path, *, run_id: str | None = None, sink: str | ArtifactSink | None = None
+) -> Training:
     """Train with ``settings`` and upload the result.
 
     Parameters
@@ -44,7 +46,7 @@ def train(settings: Settings, out_dir: Path, *, run_id: str | None = None, sink:
     settings : Settings
     out_dir : Path
         Gets ``checkpoint/`` and ``metrics.json``.
-    run_id, sink : str, optional
+    run_id, sink : optional
         Whom to upload for and where to; stagesink finds both itself when they are not given.
     """
     checkpoint_dir = out_dir / "checkpoint"

@@ -1,0 +1,127 @@
+"""What a demo came to, and how a person likes to read it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing the demo did: its name, what came of it, and the seconds it took."""
+
+    name: str
+    result: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Landed:
+    """One artifact as it lies in the sink.
+
+    Parameters
+    ----------
+    stage : str
+    path : str
+        Inside the run.
+    files : int
+        Files it holds; those inside an archive are counted too.
+    size : int
+        Bytes in the sink.
+    proof : str
+        What was checked after everything had landed.
+    """
+
+    stage: str
+    path: str
+    files: int
+    size: int
+    proof: str
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """All of a demo that went well, as plain data: ``dataclasses.asdict`` makes JSON of it.
+
+    Parameters
+    ----------
+    run_id, sink : str
+    workdir, restored : str
+        Folder the stages worked in, and the one everything was restored into.
+    steps : sequence of Step
+    landed : sequence of Landed
+        By stage.
+    upload_seconds : dict of str to float
+        By stage.
+    predictions : int
+        Held-back images; the restored model and the trained one agree on each.
+    seconds : float
+        All of it, the imports included.
+    """
+
+    run_id: str
+    sink: str
+    workdir: str
+    restored: str
+    steps: Sequence[Step]
+    landed: Sequence[Landed]
+    upload_seconds: dict[str, float]
+    predictions: int
+    seconds: float
+
+
+def print_step(step: Step, console: Console) -> None:
+    """Print one line for a step that has just ended."""
+    console.print(
+        Text.assemble(("✓ ", "green"), (f"{step.name:<11}", "bold"), step.result, (f"  {step.seconds:.1f} s", "dim"))
+    )
+
+
+def print_report(report: DemoReport, console: Console) -> None:
+    """Print the table, where everything is, and what to try next."""
+    run = f"--sink {shlex.quote(report.sink)} --run-id {shlex.quote(report.run_id)}"
+    lines = (
+        "",
+        f"Everything is in {report.sink}, run {report.run_id}.",
+        f"Restored into {report.restored}",
+        "",
+        "Next:",
+        f"  stagesink ls {run}",
+        f"  stagesink verify {run}",
+    )
+    console.print()
+    console.print(_table(report))
+    for line in lines:
+        # Unwrapped and uninterpreted: these are for copying, and a '[' in a path is no markup.
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _table(report: DemoReport) -> Table:
+    artifacts = report.landed
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    table.add_column("Stage", "all", style="bold")
+    table.add_column("Landed as", f"{len(artifacts)} artifacts", overflow="fold")
+    table.add_column("Files", str(sum(artifact.files for artifact in artifacts)), justify="right")
+    table.add_column("Size", decimal(sum(artifact.size for artifact in artifacts)), justify="right")
+    table.add_column("Upload", f"{sum(report.upload_seconds.values()):.2f} s", justify="right")
+    table.add_column("Proof", f"{report.predictions} equal predictions", style="green", footer_style="green")
+    stage = ""
+    for artifact in artifacts:
+        first = artifact.stage != stage
+        stage = artifact.stage
+        table.add_row(
+            stage if first else "",
+            Text(artifact.path),
+            str(artifact.files),
+            decimal(artifact.size),
+            f"{report.upload_seconds[stage]:.2f} s" if first else "",
+            artifact.proof,
+        )
+    return table
