@@ -18,7 +18,8 @@ AUTO = "auto"
 DEFAULT_SINK = "file:./artifacts"
 """Where ``auto`` goes when nothing speaks for another place; relative to the working folder."""
 
-_PASSWORD = re.compile(r"//[^/@?#]*:(?!\d+/)[^?#]*@")  # `//host:22/a@b` is a port, not a password
+_USER = re.compile(r"//(?:[^/@?#]*:(?!\d+/)[^?#]*|[^/?#]*)@")  # `//host:22/a@b` has a port, not a password
+_CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # `abfs://container@account` holds no user
 _QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
 
 
@@ -73,7 +74,7 @@ def choose_sink(config: Config, argument: str | None = None, environ: Mapping[st
     choice = _surroundings(environ)
     if not is_registered(scheme_of(choice.uri)):
         raise UnknownScheme(
-            f"The sink 'auto' ({origin}) means {choice.uri!r} here, because {choice.why}; this release has no such sink.",
+            f"The sink 'auto' ({origin}) means {choice.uri!r} here, because {choice.why}; there is no such sink yet.",
             hint=f"Choose one: set STAGESINK_SINK or artifacts.sink, or pass sink=, for example {DEFAULT_SINK}.",
         )
     return choice
@@ -93,7 +94,8 @@ def _surroundings(environ: Mapping[str, str]) -> SinkChoice:
 
 
 def without_secrets(uri: str) -> str:
-    """Return the URI fit for a log: no password, no query."""
+    """Return the URI fit for a log: no user, no password, no query."""
     if "://" not in uri:
         return uri
-    return _PASSWORD.sub("//***@", _QUERY.sub("?***", uri), count=1)
+    bare = _QUERY.sub("?***", uri)
+    return bare if scheme_of(uri) in _CONTAINER_SCHEMES else _USER.sub("//***@", bare, count=1)

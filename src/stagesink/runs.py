@@ -100,7 +100,7 @@ def _run_of_this_process() -> str:
         if _local_run_id is None:
             letters = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LETTERS))
             _local_run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{letters}"
-            # A warning, so that it is seen also where nobody configured logging: whoever looks for the artifacts needs it.
+            # A warning, so that it is seen where nobody configured logging: whoever seeks the artifacts needs it.
             _log.warning(
                 "No run was named: this process uploads to run %s. Set STAGESINK_RUN_ID to name it.", _local_run_id
             )
