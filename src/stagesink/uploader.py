@@ -183,6 +183,10 @@ class ArtifactUploader:
         """
         return self._guarded(artifact_path, lambda: self._archive(archive_path, manifest, artifact_path))
 
+    def upload_plan(self, plan: Plan) -> bool:
+        """Upload what was planned for :attr:`run_id` already, if its stage and slot are switched on."""
+        return self._guarded(plan.path, lambda: not self._skipped(plan.path) and self._send(plan))
+
     def upload_slots(
         self, paths: Mapping[str, StrPath | None], *, trial_number: int | None = None
     ) -> dict[str, bool]:
@@ -240,6 +244,25 @@ class ArtifactUploader:
         return find_run(self._given_run_id, needs_server=getattr(self.sink, "tracks_runs", False)).run_id
 
     @property
+    def options(self) -> TransferOptions:
+        """How transfers are carried out, as given here or configured."""
+        settings = self.config.artifacts
+        return TransferOptions(
+            workers=self._workers or settings.workers,
+            verify=self._verify or settings.verify,
+            attempts=settings.retries.attempts,
+            initial=settings.retries.initial,
+            max_wait=settings.retries.max_wait,
+            budget=settings.retries.budget,
+        )
+
+    @property
+    def progress(self) -> ProgressCallback | None:
+        """What shows the progress of a transfer, as given here or configured."""
+        style = self._progress if self._progress is not None else self.config.artifacts.progress
+        return style if callable(style) else progress_callback(style)
+
+    @property
     def metrics(self) -> Metrics:
         """What this uploader has done so far: ``{stage: {sink uri: {"uploads", "failures", "files", "bytes", ...}}}``."""
         return self._metrics.snapshot()
@@ -277,28 +300,18 @@ class ArtifactUploader:
             self.run_id,
             destination,
             folder,
+            archive_format="tar.zst" if destination.endswith(".tar.zst") else "tar.gz",
             level=self.config.artifacts.compression.level,
             details={} if trial_number is None else {"trial_number": trial_number},
             provenance=provenance(self.stage),
         )
 
     def _send(self, plan: Plan) -> bool:
-        settings = self.config.artifacts
-        options = TransferOptions(
-            workers=self._workers or settings.workers,
-            verify=self._verify or settings.verify,
-            attempts=settings.retries.attempts,
-            initial=settings.retries.initial,
-            max_wait=settings.retries.max_wait,
-            budget=settings.retries.budget,
-        )
-        progress = self._progress if self._progress is not None else settings.progress
-        shown = progress if callable(progress) else progress_callback(progress)
         start = time.monotonic()
         receipts: tuple[Receipt, ...] = ()
         failed = True
         try:
-            receipts = Transfer(self.sink, options, progress=shown).run(plan)
+            receipts = Transfer(self.sink, self.options, progress=self.progress).run(plan)
             failed = False
         except TransferError as error:
             receipts = error.receipts
@@ -341,15 +354,15 @@ class ArtifactUploader:
         try:
             return upload()
         except Exception as error:
-            if not isinstance(error, StagesinkError):
+            known = error if isinstance(error, StagesinkError) else _wrapped(what, error)
+            self.errors.append(known)
+            if self._raises():
+                raise  # whoever catches it reports it
+            if known is error:
+                logger.error("%s was not uploaded: %s", what, error)
+            else:
                 # A defect, ours or a third party's sink. It must not kill the training run either, so its trace is logged.
                 logger.exception("%s was not uploaded: unexpected %s.", what, type(error).__name__)
-                error = _wrapped(what, error)
-            else:
-                logger.error("%s was not uploaded: %s", what, error)
-            self.errors.append(error)
-            if self._raises():
-                raise
             return False
 
     def _raises(self) -> bool:
