@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from stagesink.archive import ArchiveFormat, ArchiveSource
 from stagesink.artifacts import ArtifactKey, FileSource, Source, source_error
-from stagesink.errors import SourceKindError
+from stagesink.errors import EmptyTree, SourceKindError
 from stagesink.manifest import Kind, Manifest, ManifestEntry, manifest_key
+from stagesink.transfer.patterns import Patterns
 from stagesink.tree import Tree, scan_tree
 
 
@@ -98,16 +99,29 @@ def plan_file(run_id: str, path: str, file: str | os.PathLike[str], *, provenanc
 
 
 def plan_tree(
-    run_id: str, path: str, folder: str | os.PathLike[str], *, provenance: Mapping[str, str] | None = None
+    run_id: str,
+    path: str,
+    folder: str | os.PathLike[str],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
 ) -> Plan:
     """Plan a folder, its files landing under ``path/``.
+
+    Parameters
+    ----------
+    include, exclude : sequence of str
+        See :class:`stagesink.transfer.patterns.Patterns`. What they leave out is listed as skipped.
 
     Raises
     ------
     SourceError
         See :func:`stagesink.tree.scan_tree`.
+    EmptyTree
+        ``include`` and ``exclude`` leave no file.
     """
-    tree = scan_tree(Path(folder))
+    tree = _wanted(scan_tree(Path(folder)), Patterns(include, exclude))
     objects = tuple(
         PlannedObject(ArtifactKey(run_id, f"{path}/{file.path}"), file.source, file.size) for file in tree.files
     )
@@ -121,6 +135,8 @@ def plan_packed_tree(
     *,
     archive_format: ArchiveFormat,
     level: int | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> Plan:
@@ -131,8 +147,10 @@ def plan_packed_tree(
     archive_format : {"tar.gz", "tar.zst"}
     level : int, optional
         Of the compression; None is a fast one.
+    include, exclude : sequence of str
+        As for :func:`plan_tree`.
     """
-    tree: Tree = scan_tree(Path(folder))
+    tree = _wanted(scan_tree(Path(folder)), Patterns(include, exclude))
     source = ArchiveSource(tree, archive_format, level=level)
     return Plan(
         run_id,
@@ -177,6 +195,20 @@ def plan_archive(
         provenance=provenance or {},
         contents=contents,
     )
+
+
+def _wanted(tree: Tree, patterns: Patterns) -> Tree:
+    """Leave out what the patterns do not want, and say so in ``skipped``."""
+    files = tuple(file for file in tree.files if patterns.select(file.path))
+    if len(files) == len(tree.files):
+        return tree
+    if not files:
+        raise EmptyTree(
+            f"include and exclude leave none of the {len(tree.files)} files of {tree.root}.",
+            hint="Patterns such as '*.bin' are held against paths relative to that folder.",
+        )
+    left_out = {file.path for file in tree.files} - {file.path for file in files}
+    return replace(tree, files=files, skipped=tuple(sorted({*tree.skipped, *left_out})))
 
 
 def _planned_file(run_id: str, path: str, file: Path) -> PlannedObject:

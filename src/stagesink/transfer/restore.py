@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
@@ -25,6 +25,7 @@ from stagesink.manifest import Manifest, ManifestEntry
 from stagesink.sinks import open_sink
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink
 from stagesink.transfer.options import TransferOptions
+from stagesink.transfer.patterns import Patterns
 from stagesink.transfer.pool import run_jobs
 from stagesink.transfer.progress import ProgressCallback, ProgressCounter
 from stagesink.transfer.reader import digest_of
@@ -239,18 +240,38 @@ def _check_target(folder: Path) -> None:
         raise RestoreError(f"{folder} is the root of the file system.", hint="Name a folder to restore into.")
 
 
-def select(manifests: Sequence[Manifest], path: str | None) -> tuple[Manifest, ...]:
+def select(
+    manifests: Sequence[Manifest],
+    path: str | None,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> tuple[Manifest, ...]:
     """Return the manifests at or under ``path``; all when it is None.
+
+    Parameters
+    ----------
+    include, exclude : sequence of str
+        See :class:`stagesink.transfer.patterns.Patterns`; held against paths in the run and in their tree. A tree's
+        manifest then names only the files that are wanted: to restore from, not to store.
 
     Raises
     ------
     ArtifactNotFound
         Nothing committed lies there.
     """
-    if path is None:
-        return tuple(manifests)
-    path = path.rstrip("/")
-    found = tuple(m for m in manifests if m.path == path or m.path.startswith(f"{path}/"))
-    if not found:
+    path = path.rstrip("/") if path is not None else None
+    found = [m for m in manifests if path is None or m.path == path or m.path.startswith(f"{path}/")]
+    if path is not None and not found:
         raise ArtifactNotFound(f"Nothing whole lies at {path!r}.")
-    return found
+    wanted = tuple(part for m in found if (part := _narrowed(m, Patterns(include, exclude))) is not None)
+    if found and not wanted:
+        raise ArtifactNotFound(f"include and exclude leave nothing of {len(found)} uploads.")
+    return wanted
+
+
+def _narrowed(manifest: Manifest, patterns: Patterns) -> Manifest | None:
+    if manifest.kind != "tree":
+        return manifest if patterns.select(manifest.path) else None
+    files = tuple(f for f in manifest.files if patterns.select(f.path, f"{manifest.path}/{f.path}"))
+    return replace(manifest, files=files) if files else None
