@@ -55,7 +55,7 @@ _ISAL_LEVELS = 3
 _SUFFIXES: dict[str, ArchiveFormat] = {".tar.gz": "tar.gz", ".tgz": "tar.gz", ".tar.zst": "tar.zst"}
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_READ_BYTES = 2 << 10  # its output cannot be bounded, but four bytes give 128 KiB at most, so these give 64 MiB
+_ZSTD_READ_BYTES = 1 << 10  # its output cannot be bounded, but four bytes give 128 KiB at most, so these give 32 MiB
 _GZIP_WBITS = 31  # zlib's way to ask for a gzip header and trailer; neither library writes a time into it
 
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)

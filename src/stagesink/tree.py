@@ -50,7 +50,7 @@ class TreeFile(NamedTuple):
     @property
     def source(self) -> FileSource:
         """The file's bytes."""
-        return FileSource(Path(self.location))
+        return FileSource(self.location)
 
 
 @dataclass(frozen=True, slots=True)
