@@ -84,7 +84,7 @@ def run_demo(
         steps.done("restored", f"{len(files)} files into {restored}")
         predictions = _compare(checkpoint_dir, restored / _onnx_path(manifests))
         steps.done(
-            "compared", f"the restored ONNX model predicts what the trained one does: {predictions} of {predictions}"
+            "compared", f"restored ONNX model = trained model on {predictions} of {predictions} held-back images"
         )
 
         return DemoReport(
@@ -177,7 +177,7 @@ def _stage(manifest: Manifest) -> str:
 def _describe(manifest: Manifest) -> Landed:
     path = f"{manifest.path}/" if manifest.kind == "tree" else manifest.path
     size = sum(stored.size for stored in manifest.objects())
-    return Landed(_stage(manifest), path, len(manifest.files), size, "sha256 read back")
+    return Landed(_stage(manifest), path, len(manifest.files), size, "sha256 ok")
 
 
 def _upload_seconds(sink_uri: str) -> dict[str, float]:
