@@ -82,7 +82,7 @@ def _read_text(file: Path, *, implied: bool) -> str | None:
         if implied:
             return None  # a file called `config` in the working folder is somebody else's
         raise ConfigError(
-            f"{file}: {file.parent} is a file.", hint=f"Name the folder that holds {FILE_NAME}."
+            f"{file.parent}: is a file.", hint=f"Name the folder that holds {FILE_NAME}."
         ) from None
     except IsADirectoryError:
         raise ConfigError(f"{file}: is a folder.", hint=f"{FILE_NAME} must be a file.") from None

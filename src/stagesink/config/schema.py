@@ -63,7 +63,7 @@ class Leaf:
 
     def _expected(self) -> str:
         if self.is_mapping:
-            return "a mapping"
+            return "a mapping whose keys are text"
         if self._choices:
             return f"one of {', '.join(self._choices)}"
         name = next(_TYPE_NAMES[each] for each in (self.type, *get_args(self.type)) if each in _TYPE_NAMES)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from stagesink.config import load_config
+from stagesink.destination import choose_sink, without_secrets
+from stagesink.errors import ConfigError, UnknownScheme
+from stagesink.sinks.registry import is_registered
+
+AZURE_JOB = {"AZUREML_RUN_ID": "r1", "AZUREML_ARM_WORKSPACE_NAME": "ws"}
+MLFLOW = {"MLFLOW_TRACKING_URI": "http://localhost:5000"}
+
+
+@pytest.fixture
+def choose(tmp_path):
+    def choose(argument=None, environ=None, yaml=""):
+        (tmp_path / "mlflow.yaml").write_text(yaml)
+        return choose_sink(load_config(tmp_path, environ or {}), argument, environ or {})
+
+    return choose
+
+
+@pytest.fixture
+def plug_in(tmp_path, monkeypatch):
+    """Install a distribution that brings sinks, as pip would lay it out."""
+
+    def plug_in(*schemes):
+        info = tmp_path / "site" / "plugin-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+        lines = "".join(f"{scheme} = stagesink.sinks.memory:open_memory\n" for scheme in schemes)
+        (info / "entry_points.txt").write_text(f"[stagesink.sinks]\n{lines}")
+        monkeypatch.setattr(sys, "path", [str(info.parent), *sys.path])
+
+    return plug_in
+
+
+@pytest.mark.parametrize(
+    ("argument", "variable", "yaml", "uri", "why"),
+    [
+        ("memory:a", "memory:b", "memory:c", "memory:a", "set by argument"),
+        (None, "memory:b", "memory:c", "memory:b", "set by STAGESINK_SINK"),
+        (None, "", "memory:c", "memory:c", "set by {file}:1"),
+        (None, "", "auto", "file:./artifacts", "nothing names a sink, an Azure ML job or an MLflow server"),
+        (
+            "auto",
+            "memory:b",
+            "memory:c",
+            "file:./artifacts",
+            "nothing names a sink, an Azure ML job or an MLflow server",
+        ),
+        (None, "auto", "memory:c", "file:./artifacts", "nothing names a sink, an Azure ML job or an MLflow server"),
+    ],
+)
+def test_precedence_is_argument_environment_file_auto(choose, tmp_path, argument, variable, yaml, uri, why):
+    choice = choose(argument, {"STAGESINK_SINK": variable}, f"artifacts: {{sink: '{yaml}'}}")
+    assert (choice.uri, choice.why) == (uri, why.format(file=tmp_path / "mlflow.yaml"))
+
+
+def test_an_explicit_sink_wins_inside_an_azure_ml_job(choose):
+    assert choose("file:/data", {**AZURE_JOB, **MLFLOW}).uri == "file:/data"
+
+
+@pytest.mark.parametrize(
+    ("environ", "uri", "why"),
+    [
+        (AZURE_JOB, "azureml:", "this is an Azure ML job (AZUREML_RUN_ID is set)"),
+        ({**AZURE_JOB, **MLFLOW}, "azureml:", "this is an Azure ML job (AZUREML_RUN_ID is set)"),
+        (
+            {"AZUREML_RUN_ID": "r1", "MLFLOW_TRACKING_URI": "azureml://h/ws"},
+            "azureml:",
+            "this is an Azure ML job (AZUREML_RUN_ID is set)",
+        ),
+        ({"MLFLOW_TRACKING_URI": "azureml://h/ws"}, "azureml:", "MLFLOW_TRACKING_URI is 'azureml://h/ws'"),
+        ({"AZUREML_RUN_ID": "r1", **MLFLOW}, "mlflow:", "MLFLOW_TRACKING_URI is 'http://localhost:5000'"),
+        ({"AZUREML_ARM_WORKSPACE_NAME": "ws", **MLFLOW}, "mlflow:", "MLFLOW_TRACKING_URI is 'http://localhost:5000'"),
+        ({"MLFLOW_TRACKING_URI": "databricks"}, "mlflow:", "MLFLOW_TRACKING_URI is 'databricks'"),
+        (
+            {"MLFLOW_TRACKING_URI": "https://me:pa55@h/x?token=t0ken"},
+            "mlflow:",
+            "MLFLOW_TRACKING_URI is 'https://***@h/x?***'",
+        ),
+    ],
+)
+def test_auto_takes_what_the_surroundings_call_for_when_a_sink_for_it_is_installed(choose, plug_in, environ, uri, why):
+    plug_in("mlflow", "azureml")
+    choice = choose(None, environ)
+    assert (choice.uri, choice.why) == (uri, why)
+
+
+@pytest.mark.parametrize(
+    "environ", [{"AZUREML_RUN_ID": "r1"}, {name: "" for name in (*AZURE_JOB, *MLFLOW)}, {"MLFLOW_RUN_ID": "r1"}]
+)
+def test_half_an_azure_ml_job_and_empty_variables_do_not_count(choose, environ):
+    assert choose(None, environ).uri == "file:./artifacts"
+
+
+def test_auto_never_puts_artifacts_elsewhere_when_the_sink_is_missing(choose):
+    with pytest.raises(UnknownScheme) as caught:
+        choose(None, MLFLOW)
+    assert str(caught.value) == (
+        "The sink 'auto' (default) means 'mlflow:' here, because MLFLOW_TRACKING_URI is 'http://localhost:5000'; "
+        "there is no such sink yet. Choose one: set STAGESINK_SINK or artifacts.sink, or pass sink=, "
+        "for example file:./artifacts."
+    )
+
+
+def test_the_missing_sinks_message_holds_no_password(choose):
+    with pytest.raises(UnknownScheme) as caught:
+        choose(None, {"MLFLOW_TRACKING_URI": "https://me:pa55@host"})
+    assert "pa55" not in str(caught.value)
+
+
+def test_fsspecs_own_implementation_of_a_scheme_is_not_a_sink_for_auto():
+    assert is_registered("file")
+    assert is_registered("memory")
+    assert not is_registered("s3")
+
+
+def test_an_empty_argument_is_an_error_and_not_the_working_folder(choose):
+    with pytest.raises(ConfigError, match=r"^The sink is empty\. Name one"):
+        choose("")
+
+
+def test_a_choice_shows_no_secret(choose):
+    choice = choose("s3://key:se/cret@bucket/x")
+    assert choice.uri == "s3://key:se/cret@bucket/x"
+    assert "cret" not in f"{choice!r} {choice.shown} {choice.why}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://user:pass@host/p", "https://***@host/p"),
+        ("https://token@host/p", "https://***@host/p"),
+        ("s3://KEY:sec/ret@bucket/p", "s3://***@bucket/p"),
+        ("ftp://u:p@ss@host/p", "ftp://***@host/p"),
+        ("az://c/p?sv=1&sig=abc", "az://c/p?***"),
+        ("az://c/p#frag", "az://c/p?***"),
+        ("sftp://host:22/a@b", "sftp://host:22/a@b"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("abfs://container@account.dfs.core.windows.net/p", "abfs://container@account.dfs.core.windows.net/p"),
+        ("abfs://container@account/p?sig=abc", "abfs://container@account/p?***"),
+        ("file:./a@b?c", "file:./a@b?c"),
+        ("memory:", "memory:"),
+        (str(Path("a", "b")), "a/b"),
+    ],
+)
+def test_a_printed_uri_holds_no_secret_and_keeps_the_rest(uri, shown):
+    assert without_secrets(uri) == shown
