@@ -7,15 +7,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 T = TypeVar("T")
+
+PAGE = 100
+"""Objects on one page of moto's listings; 1,000 as on the real S3 would only make the tests slower."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(command: list[str], port: int, log: Path) -> Iterator[None]:
+def process(command: list[str], port: int, log: Path, **environment: str) -> Iterator[None]:
     """Run a server until the block ends; it is ready when its port answers."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    with log.open("wb") as output, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
-    ) as server:
+    environment = {**{name: value for name, value in os.environ.items() if not name.startswith("COV")}, **environment}
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        ) as server,
+    ):
         try:
             _wait(server, port, log)
             yield
@@ -101,7 +107,7 @@ def moto_server(folder: Path) -> Iterator[S3Server]:
     """S3 as moto plays it."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with process(command, port, folder / "moto.log"):
+    with process(command, port, folder / "moto.log", MOTO_S3_DEFAULT_MAX_KEYS=str(PAGE)):
         yield S3Server(port)
 
 

@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from servers import FtpServer, S3Server, free_port
+from servers import PAGE, FtpServer, S3Server, free_port
 
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.testing import SinkConformance, check_against_dict
@@ -14,7 +14,9 @@ from stagesink.testing import SinkConformance, check_against_dict
 
 class TestS3(SinkConformance):
     exemptions = {"test_clause_09_names[version]": "s3fs cuts '?versionId=' off a name, so the sink refuses it"}
+    many = 3 * PAGE + 5
     overwrites = 10
+    large_bytes = 96 << 20
 
     @pytest.fixture
     def sink(self, moto: S3Server, bucket: str) -> FsspecSink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ftplib
 import io
 import logging
 import os
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 PART_BYTES = 8 << 20
 """Size of the parts in which a large object is sent and read."""
 
-_STREAM_PART_BYTES = 16 << 20  # for a source of unknown size: 10,000 parts make 156 GiB
+_STREAM_PART_BYTES = 12 << 20  # for a source of unknown size: 10,000 parts make 117 GiB
 _MAX_PARTS = 10_000  # of S3, the strictest
 
 Commit = Literal["put", "pipe", "rename"]
@@ -214,8 +215,9 @@ class FsspecSink:
             landed = True
         finally:
             if not landed:
-                with suppress(ArtifactNotFound), self._tidying(f"{self.uri}: the temporary file of {key}"):
-                    fs.rm_file(temp)
+                with self._tidying(f"{self.uri}: the temporary file of {key}"):
+                    if fs.exists(temp):
+                        fs.rm_file(temp)
 
     def _write_temp(self, fs: Any, temp: str, putting: str, stream: BinaryIO, on_bytes: OnBytes | None) -> None:
         with self._translating(putting, missing=RunNotFound):
@@ -362,6 +364,9 @@ class FsspecSink:
         fs, _ = url_to_fs(self._url, skip_instance_cache=True, **options)
         if hasattr(fs, "call_s3"):
             fs.retries = 1  # of s3fs itself; retrying is the engine's
+        if self._scheme == "ftp":
+            with suppress(ftplib.Error):  # servers may refuse
+                fs.ftp.sendcmd("OPTS MLST type;size;modify;unique;")  # the time alone is to the second
         return fs
 
     @contextmanager
@@ -422,27 +427,31 @@ class _Clients:
 
 
 class _Reader(io.RawIOBase):
-    """One object's bytes: errors become ours, and an object replaced between two of its parts is noticed."""
+    """One object's bytes: errors become ours, and an object that is replaced while it is read is noticed."""
 
     def __init__(
         self, sink: FsspecSink, fs: Any, path: str, stream: Any, details: Mapping[str, Any] | None, reading: str
     ) -> None:
         self._sink, self._fs, self._path, self._stream, self._reading = sink, fs, path, stream, reading
-        many_parts = details is not None and int(details["size"]) > PART_BYTES
-        self._version = _version(details) if details is not None and many_parts else None
-        self._left = int(details["size"]) if details is not None else -1
+        # Without details it is one open file, which stays what it was. S3 is asked each time for that version only.
+        self._left = int(details["size"]) if details is not None else None
+        self._version = _version(details) if details is not None and not hasattr(fs, "call_s3") else None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        with self._sink._translating(self._reading):
-            data = self._stream.read(len(view))
+        try:
+            with self._sink._translating(self._reading):
+                data = self._stream.read(len(view))
+        except SinkConflict as error:  # 412: no longer that one
+            raise self._replaced() from error
         view[: len(data)] = data
-        self._left -= len(data)
-        if self._left == 0 and data and self._version is not None:
-            self._check_version(self._version)
+        if self._left is not None:
+            self._left -= len(data)
+            if len(view) and (self._left == 0 or not data):
+                self._check_end()
         return len(data)
 
     def close(self) -> None:
@@ -452,11 +461,18 @@ class _Reader(io.RawIOBase):
             self._sink._clients.give_back(self._fs)
         super().close()
 
-    def _check_version(self, version: tuple[Any, ...]) -> None:
-        with self._sink._translating(self._reading):
-            now = _version(self._fs.info(self._path))
-        if now != version:
-            raise TransientSinkError(f"{self._reading}: it was replaced meanwhile.", hint="Read it again.")
+    def _check_end(self) -> None:
+        if self._left != 0:
+            raise self._replaced()
+        if self._version is not None:
+            with self._sink._translating(self._reading):
+                now = _version(self._fs.info(self._path))
+            if any(now[field] != self._version[field] for field in now.keys() & self._version.keys()):
+                raise self._replaced()
+            self._version = None
+
+    def _replaced(self) -> TransientSinkError:
+        return TransientSinkError(f"{self._reading}: it was replaced meanwhile.", hint="Read it again.")
 
 
 def open_fsspec(uri: str, storage_options: Mapping[str, Any]) -> FsspecSink:
@@ -551,8 +567,8 @@ def _key(run_id: str, path: str) -> ArtifactKey | None:
         return None  # nobody can have put it here through us
 
 
-def _version(info: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(str(info.get(field)) for field in _VERSION_FIELDS)
+def _version(info: Mapping[str, Any]) -> dict[str, str]:
+    return {field: str(info[field]) for field in _VERSION_FIELDS if info.get(field) is not None}
 
 
 def _head(fs: Any, path: str) -> dict[str, Any]:
