@@ -42,7 +42,7 @@ from stagesink.errors import (
     UnsafeArchive,
     VerificationError,
 )
-from stagesink.tree import Tree, TreeFile, scan_tree
+from stagesink.tree import INCOMPLETE_MARKER, Tree, TreeFile, scan_tree, should_skip_file
 
 FORMATS: tuple[ArchiveFormat, ...] = get_args(ArchiveFormat)
 TOP = "best_trial_checkpoint"
@@ -527,11 +527,15 @@ def test_unpacking_gives_back_files_times_and_execute_bits(
     assert sorted(path.name for path in target.parent.iterdir()) == ["out"]
 
 
+def is_kept(name: str) -> bool:
+    return name not in (".", "..", INCOMPLETE_MARKER) and not should_skip_file(name, name)
+
+
 segment = st.text(
     st.characters(min_codepoint=32, exclude_characters="\\/\x7f", exclude_categories=["Cs", "Cc"]),
     min_size=1,
     max_size=60,
-).filter(lambda name: name not in (".", "..") and not name.endswith((".tmp", ".lock")))
+).filter(is_kept)
 trees = st.dictionaries(
     st.lists(segment, min_size=1, max_size=3).map(tuple), st.binary(max_size=3000), min_size=1, max_size=6
 )
@@ -859,11 +863,14 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
         extract_checkpoint_archive(tmp_path / "a.tar.gz", tmp_path / "out")
 
 
-def test_an_archive_without_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(10240)))
-    with pytest.raises(ArchiveError, match="holds no file"):
+@pytest.mark.parametrize("names", [[], [TOP], ["a", "a/b"]], ids=["nothing", "top folder", "folders"])
+def test_an_archive_without_a_file_is_refused(tmp_path: Path, names: list[str]) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name in names:
+            tar.addfile(member(name, type=tarfile.DIRTYPE)[0])
+    with pytest.raises(ArchiveError):
         extract_checkpoint_archive(tmp_path / "a.tar.gz", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
 def test_an_archive_that_does_not_exist_or_is_a_folder(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a folder holds: every file that would be uploaded, or a typed error that says why it cannot be.
 
-Nothing is left out silently. What :func:`should_skip_file` leaves out is listed in :attr:`Tree.skipped`; whatever cannot be
-uploaded (a dangling link, a named pipe, a folder without permission) is an error, never a gap.
+Nothing is left out silently. What :func:`should_skip_file` leaves out is listed in :attr:`Tree.skipped`; whatever
+cannot be uploaded (a dangling link, a named pipe, a folder without permission) is an error, never a gap.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def scan_tree(root: os.PathLike[str] | str) -> Tree:
     _check_root(top)
     files: list[TreeFile] = []
     skipped: list[str] = []
-    # Folders still to list, as (absolute path, prefix of its relative paths, real folders left through a link on the way).
+    # Folders still to list: absolute path, prefix of its relative paths, real folders left through a link on the way.
     # A stack, not recursion: a folder may be nested deeper than Python's stack.
     waiting: list[tuple[str, str, tuple[str, ...]]] = [(top, "", ())]
     while waiting:
