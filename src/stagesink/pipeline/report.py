@@ -80,7 +80,8 @@ class DemoReport:
 def print_step(step: Step, console: Console) -> None:
     """Print one line for a step that has just ended."""
     console.print(
-        Text.assemble(("✓ ", "green"), (f"{step.name:<11}", "bold"), step.result, (f"  {step.seconds:.1f} s", "dim"))
+        Text.assemble(("✓ ", "green"), (f"{step.name:<11}", "bold"), step.result, (f"  {step.seconds:.1f} s", "dim")),
+        soft_wrap=True,
     )
 
 
