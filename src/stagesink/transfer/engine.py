@@ -19,11 +19,10 @@ from stagesink.transfer.plan import Plan, PlannedObject
 from stagesink.transfer.pool import run_jobs
 from stagesink.transfer.progress import ProgressCallback, ProgressCounter
 from stagesink.transfer.read import hash_object, read_manifest
-from stagesink.transfer.reader import ReadOnce
+from stagesink.transfer.reader import DIGESTS, ReadOnce
 from stagesink.transfer.retry import RetryPolicy
 
 _STRONGEST: tuple[Proof, ...] = ("sha256", "crc64nvme", "crc32c", "md5")
-_COMPUTED_HERE = frozenset({"sha256", "md5"})  # what hashlib takes while the bytes pass
 _STAT_UP_TO = 2  # objects; for more one listing costs fewer round trips
 
 
@@ -85,19 +84,19 @@ class _Run:
         self.counter = ProgressCounter(plan.path, len(plan.objects), plan.size, transfer.progress)
         self.receipts: dict[ArtifactKey, Receipt] = {}
         self.failures: dict[ArtifactKey, StagesinkError] = {}
+        self.previous: Manifest | None = None
+        self.there: dict[ArtifactKey, tuple[ManifestEntry, StoredArtifact]] = {}
+        self.committed = False
         self._uncommit_lock = threading.Lock()
 
     def run(self) -> tuple[Receipt, ...]:
         try:
-            self.previous = self.retry.call(lambda: _previous(self.sink, self.plan))
-            self.there = self._still_there()
+            self._look_back()
         except StagesinkError as error:
             raise self._nothing_sent(error) from error
-        self.committed = self.previous is not None
-        with self._batch() as target:
-            self.target = target
+        with self._batch() as self.target:
             try:
-                self._put_all(self.plan.objects)
+                self._land_all(self.plan.objects)
                 self._confirm()
             finally:
                 self.counter.finish()
@@ -111,6 +110,11 @@ class _Run:
             raise TransferError(receipts, {self.plan.manifest_key.path: error}) from error
         return receipts
 
+    def _batch(self) -> AbstractContextManager[ArtifactSink]:
+        if len(self.plan.objects) > 1 and isinstance(self.sink, BatchingSink):
+            return self.sink.batch()
+        return nullcontext(self.sink)
+
     def _nothing_sent(self, error: StagesinkError) -> TransferError:
         receipts = [
             Receipt(item.key, self.sink.uri, item.size or 0, None, 0.0, 0, "failed", "none", error.message)
@@ -118,23 +122,22 @@ class _Run:
         ]
         return TransferError(receipts, {self.plan.path: error})
 
-    def _batch(self) -> AbstractContextManager[ArtifactSink]:
-        if len(self.plan.objects) > 1 and isinstance(self.sink, BatchingSink):
-            return self.sink.batch()
-        return nullcontext(self.sink)
-
     # -- what is there already ---------------------------------------------------------------------------------------
 
-    def _still_there(self) -> dict[ArtifactKey, tuple[ManifestEntry, StoredArtifact]]:
-        """What the previous manifest names and the store still holds with the right size."""
+    def _look_back(self) -> None:
+        """Find what the previous manifest names and the store still holds with the right size."""
+        self.previous = self.retry.call(lambda: _previous(self.sink, self.plan))
         if self.previous is None:
-            return {}
+            return
+        self.committed = True
         entries = {ArtifactKey(self.plan.run_id, entry.path): entry for entry in self.previous.objects()}
         found = self.retry.call(lambda: _look(self.sink, self.plan, entries))
-        return {key: (entries[key], stored) for key, stored in found.items() if stored.size == entries[key].size}
+        self.there = {key: (entries[key], stored) for key, stored in found.items() if stored.size == entries[key].size}
 
-    def _uncommit(self) -> None:
+    def uncommit(self) -> None:
         """Take the old manifest away before the first change: from here on the tree is not there."""
+        if not self.committed:
+            return
         with self._uncommit_lock:
             if self.committed:
                 self.retry.call(lambda: self.sink.delete(self.plan.manifest_key))
@@ -144,34 +147,30 @@ class _Run:
         """Remove what the previous manifest named and the new one will not: the tree holds what the trainer wrote."""
         if self.previous is None:
             return
-        keys = {item.key for item in self.plan.objects}
-        for entry in self.previous.objects():
-            key = ArtifactKey(self.plan.run_id, entry.path)
-            if key not in keys:
-                self._uncommit()
-                self.retry.call(lambda key=key: self.sink.delete(key))  # type: ignore[misc]
+        named = {ArtifactKey(self.plan.run_id, entry.path) for entry in self.previous.objects()}
+        for key in named - self.receipts.keys():
+            self.uncommit()
+            self.retry.call(lambda key=key: self.sink.delete(key))  # type: ignore[misc]
 
     # -- one object --------------------------------------------------------------------------------------------------
 
-    def _put_all(self, objects: Iterable[PlannedObject]) -> None:
+    def _land_all(self, objects: Iterable[PlannedObject]) -> None:
         jobs = [(item.size or 0, lambda item=item: self._land(item)) for item in objects]
         run_jobs(jobs, workers=self.options.workers, cancel=self.cancel, tick=self.counter.tick)
 
     def _land(self, item: PlannedObject) -> None:
-        attempt = _Attempts(self, item)
-        start = time.monotonic()
+        earlier = self.receipts.get(item.key)  # put before, and lost by the store
+        landing = _Landing(self, item, earlier.attempts if earlier is not None else 0)
         try:
-            receipt = attempt.unchanged() or self.retry.call(attempt.put)
+            receipt = landing.unchanged() or self.retry.call(landing.put)
         except TransferCancelled:
             raise
         except StagesinkError as error:
             self.failures[item.key] = error
-            receipt = Receipt(
-                item.key, self.sink.uri, item.size or 0, None, 0.0, attempt.count, "failed", "none", error.message
-            )
-        if item.key not in self.receipts:
+            receipt = landing.failed(error)
+        if earlier is None:
             self.counter.add_file()
-        self.receipts[item.key] = replace(receipt, seconds=time.monotonic() - start)
+        self.receipts[item.key] = receipt
 
     # -- proof -------------------------------------------------------------------------------------------------------
 
@@ -179,35 +178,40 @@ class _Run:
         """See that what was put is there, and put again what is not: some stores accept an object and lose it."""
         if self.options.verify not in ("auto", "size"):
             return
-        for last in (*(False,) * (self.options.reads - 1), True):
-            sent = {key: r for key, r in self.receipts.items() if r.status == "uploaded"}
+        for reads_left in reversed(range(self.options.reads)):
+            sent = {key: receipt for key, receipt in self.receipts.items() if receipt.status == "uploaded"}
             if not sent:
                 return
-            there = self.retry.call(lambda sent=sent: _look(self.sink, self.plan, sent))  # type: ignore[misc]
-            lost = {key for key, r in sent.items() if key not in there or there[key].size != r.size}
-            for key in sent.keys() - lost:
-                if self.receipts[key].verified_by == "none":
-                    self.receipts[key] = replace(self.receipts[key], verified_by="size")
+            try:
+                there = self.retry.call(lambda sent=sent: _look(self.sink, self.plan, sent))  # type: ignore[misc]
+            except TransferCancelled:
+                raise
+            except StagesinkError as error:
+                for key in sent:
+                    self._fail(key, error)
+                return
+            lost = {key for key, receipt in sent.items() if key not in there or there[key].size != receipt.size}
+            for key, receipt in sent.items():
+                if key not in lost and receipt.verified_by == "none":
+                    self.receipts[key] = _proven_by_size(receipt)
             if not lost:
                 return
-            if last:
-                for key in lost:
-                    self._fail_lost(key, there.get(key))
-                return
-            self._put_all([item for item in self.plan.objects if item.key in lost])
+            if reads_left:
+                self._land_all([item for item in self.plan.objects if item.key in lost])
+                continue
+            for key in lost:
+                found = "does not hold it" if key not in there else f"holds {there[key].size} bytes of it"
+                sentence = f"{self.sink.uri} accepted {sent[key].size} bytes for {key} and {found}."
+                self._fail(key, VerificationError(sentence))
 
-    def _fail_lost(self, key: ArtifactKey, there: StoredArtifact | None) -> None:
-        receipt = self.receipts[key]
-        found = "does not hold it" if there is None else f"holds {there.size} bytes of it"
-        error = VerificationError(f"{self.sink.uri} accepted {receipt.size} bytes for {key} and {found}.")
+    def _fail(self, key: ArtifactKey, error: StagesinkError) -> None:
         self.failures[key] = error
-        self.receipts[key] = replace(receipt, status="failed", verified_by="none", error=error.message)
+        self.receipts[key] = replace(self.receipts[key], status="failed", verified_by="none", error=error.message)
 
     # -- commit ------------------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
-        sent = {key: (r.size, cast("str", r.sha256)) for key, r in self.receipts.items()}
-        manifest = self.plan.manifest(sent)
+        manifest = self.plan.manifest({key: (r.size, cast("str", r.sha256)) for key, r in self.receipts.items()})
         if self.previous is not None and self.committed and manifest.same_content(self.previous):
             return
         source = MemorySource(manifest.to_bytes())
@@ -223,87 +227,112 @@ class _Run:
         self.retry.call(put)
 
 
-class _Attempts:
-    """The tries at one object."""
+class _Landing:
+    """One object on its way: its attempts, and what came of them."""
 
-    def __init__(self, run: _Run, item: PlannedObject) -> None:
+    __slots__ = ("attempts", "item", "run", "sent", "start")
+
+    def __init__(self, run: _Run, item: PlannedObject, attempts: int) -> None:
         self.run = run
         self.item = item
-        before = run.receipts.get(item.key)  # put before, and lost by the store
-        self.count = before.attempts if before is not None else 0
+        self.attempts = attempts
+        self.sent = 0
+        self.start = time.monotonic()
 
     def unchanged(self) -> Receipt | None:
         """Return a receipt when the store holds these very bytes by its manifest, else None."""
-        entry, stored = self.run.there.get(self.item.key, (None, None))
-        if entry is None or stored is None or self.count or self.item.size not in (None, entry.size):
+        if self.attempts or self.item.key not in self.run.there:
+            return None
+        entry, stored = self.run.there[self.item.key]
+        if self.item.size not in (None, entry.size):
             return None
         try:
-            digests = self._read_through()
+            sha256 = self._read_through("sha256")
         except SourceChanged:
             return None  # being written just now: put() reads it anew, up to its limit
-        if digests["sha256"] != entry.sha256:
+        if sha256 != entry.sha256:
             return None
         self.run.counter.add_bytes(entry.size)
-        return Receipt(self.item.key, stored.uri, entry.size, entry.sha256, 0.0, 0, "unchanged", "size")
+        return Receipt(self.item.key, stored.uri, entry.size, sha256, self._seconds(), 0, "unchanged", "size")
 
     def put(self) -> Receipt:
         """Put the object once and check what the backend says of it."""
-        run, key = self.run, self.item.key
-        run._uncommit()
-        self.count += 1
+        run = self.run
+        run.uncommit()
+        self.attempts += 1
         reader = ReadOnce(self.item.source, run.cancel, run.reported)
-        sent = 0
-
-        def on_bytes(count: int) -> None:
-            nonlocal sent
-            sent += count
-            run.counter.add_bytes(count)
-            run.retry.moved()
-
         try:
-            stored = run.target.put(key, reader, on_bytes=on_bytes)
-            proof = self._prove(reader, stored)
+            stored = run.target.put(self.item.key, reader, on_bytes=self._on_bytes)
+            digests = reader.digests()
+            proof = self._prove(reader, digests, stored)
         except BaseException:
-            run.counter.add_bytes(-sent)
+            run.counter.add_bytes(-self.sent)
+            self.sent = 0
             raise
-        return Receipt(key, stored.uri, stored.size, reader.digests()["sha256"], 0.0, self.count, "uploaded", proof)
+        return Receipt(
+            self.item.key,
+            stored.uri,
+            stored.size,
+            digests["sha256"],
+            self._seconds(),
+            self.attempts,
+            "uploaded",
+            proof,
+        )
 
-    def _prove(self, reader: ReadOnce, stored: StoredArtifact) -> Proof:
-        run, key = self.run, self.item.key
+    def failed(self, error: StagesinkError) -> Receipt:
+        """Return the receipt of an object that did not land."""
+        size = self.item.size or 0
+        return Receipt(
+            self.item.key, self.run.sink.uri, size, None, self._seconds(), self.attempts, "failed", "none", error.message
+        )
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def _on_bytes(self, count: int) -> None:
+        self.sent += count
+        self.run.counter.add_bytes(count)
+        self.run.retry.moved()
+
+    def _prove(self, reader: ReadOnce, ours: dict[str, str], stored: StoredArtifact) -> Proof:
+        uri, key, verify = self.run.sink.uri, self.item.key, self.run.options.verify
         if not reader.whole:
-            raise VerificationError(f"{run.sink.uri} said that it has {key}, having read {reader.count} bytes of it.")
-        if run.options.verify == "none":
+            raise VerificationError(f"{uri} said that it has {key}, having read {reader.count} bytes of it.")
+        if verify == "none":
             return "none"
         if stored.size != reader.count:
-            raise VerificationError(f"{run.sink.uri} holds {stored.size} bytes of {key}; {reader.count} were sent.")
-        if run.options.verify == "size":
-            return "none"  # until it is confirmed
-        ours = reader.digests()
-        if run.options.verify == "full":
-            if hash_object(run.sink, key, run.cancel)[1] != ours["sha256"]:
-                raise VerificationError(f"{run.sink.uri} gives back other bytes for {key} than were sent.")
+            raise VerificationError(f"{uri} holds {stored.size} bytes of {key}; {reader.count} were sent.")
+        if verify == "full":
+            if hash_object(self.run.sink, key, self.run.cancel)[1] != ours["sha256"]:
+                raise VerificationError(f"{uri} gives back other bytes for {key} than were sent.")
             return "readback"
-        return self._compare(ours, stored)
+        if verify == "auto":
+            for name in _STRONGEST:
+                if name in stored.digests and name in DIGESTS:
+                    return self._compare(name, ours, stored)
+        return "none"  # until it is confirmed to be there with its size
 
-    def _compare(self, ours: dict[str, str], stored: StoredArtifact) -> Proof:
-        """Hold our digest against the strongest one the backend reports and we can take."""
-        for name in _STRONGEST:
-            if name not in stored.digests or name not in _COMPUTED_HERE:
-                continue
-            self.run.reported.add(name)
-            # Read again only for the first objects, before it was known which digest this backend reports.
-            mine = ours[name] if name in ours else self._read_through(name)[name]
-            if mine != stored.digests[name]:
-                raise VerificationError(f"{self.run.sink.uri} reports another {name} for {stored.key} than was sent.")
-            return name
-        return "none"
+    def _compare(self, name: Proof, ours: dict[str, str], stored: StoredArtifact) -> Proof:
+        """Hold our digest against the one the backend reports."""
+        self.run.reported.add(name)
+        # Read again only for the first objects, before it was known which digest this backend reports.
+        mine = ours[name] if name in ours else self._read_through(name)
+        if mine != stored.digests[name]:
+            raise VerificationError(f"{self.run.sink.uri} reports another {name} for {stored.key} than was sent.")
+        return name
 
-    def _read_through(self, *algorithms: str) -> dict[str, str]:
-        reader = ReadOnce(self.item.source, self.run.cancel, algorithms)
+    def _read_through(self, name: str) -> str:
+        reader = ReadOnce(self.item.source, self.run.cancel, [name])
         with reader.open() as stream:
             for _ in chunks(stream):
                 pass
-        return reader.digests()
+        return reader.digests()[name]
+
+
+def _proven_by_size(r: Receipt) -> Receipt:
+    # Not dataclasses.replace: with thousands of small files its bookkeeping shows.
+    return Receipt(r.key, r.uri, r.size, r.sha256, r.seconds, r.attempts, r.status, "size", r.error)
 
 
 def _previous(sink: ArtifactSink, plan: Plan) -> Manifest | None:
@@ -320,4 +349,3 @@ def _look(sink: ArtifactSink, plan: Plan, keys: Iterable[ArtifactKey]) -> dict[A
         return {stored.key: stored for stored in sink.list(plan.run_id, plan.path) if stored.key in wanted}
     found = (sink.stat(key) for key in wanted)
     return {stored.key: stored for stored in found if stored is not None}
-

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 
 Job = Callable[[], None]
 
+_QUICK_JOBS = 1000  # a second; jobs quicker than that are bound by the interpreter, and more threads only fight for it
+_FIRST_LOOK_SECONDS = 0.005
+_TICK_SECONDS = 0.1
 _STOP_SECONDS = 0.8  # how long Ctrl-C waits for the jobs to clean up after themselves
 _SMALL_EVERY = 4  # one pick in so many takes the smallest job left
 
@@ -19,7 +22,8 @@ def run_jobs(
     """Run all jobs; return when the last has ended.
 
     Large ones go first, since the last large one decides when all is done; every fourth pick takes the smallest left, so
-    that small ones are not starved by a few huge ones.
+    that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread that
+    gets through small local files at more than a thousand a second is left alone, since a second would slow it down.
 
     Parameters
     ----------
@@ -44,24 +48,29 @@ def run_jobs(
 class _Crew:
     def __init__(self, queue: deque[Job], workers: int, cancel: threading.Event) -> None:
         self._queue = queue
+        self._workers = min(workers, len(queue))
         self._cancel = cancel
         self._lock = threading.Lock()
         self._picks = 0
-        self._left = min(workers, len(queue))
+        self._busy = 0
         self._done = threading.Event()
         self._error: BaseException | None = None
-        # Daemons: a thread stuck in a dead connection must not keep the interpreter from leaving after Ctrl-C. Being cut
-        # off in the middle of a put is safe, by the first clause of the sink contract.
-        self._threads = [
-            threading.Thread(target=self._work, name=f"stagesink-{i}", daemon=True) for i in range(self._left)
-        ]
+        self._threads: list[threading.Thread] = []
 
     def run(self, tick: Callable[[], None]) -> None:
-        for thread in self._threads:
-            thread.start()
+        start = time.monotonic()
+        self._hire(1)
+        wait = _FIRST_LOOK_SECONDS
         try:
-            while not self._done.wait(0.1):
+            while not self._done.wait(wait):
                 tick()
+                if len(self._threads) < self._workers:
+                    quick = self._picks - 1 > _QUICK_JOBS * (time.monotonic() - start)
+                    wait = 4 * _FIRST_LOOK_SECONDS
+                    if not quick:
+                        self._hire(self._workers - len(self._threads))
+                else:
+                    wait = _TICK_SECONDS
         except BaseException:
             self._cancel.set()
             deadline = time.monotonic() + _STOP_SECONDS
@@ -70,6 +79,16 @@ class _Crew:
             raise
         if self._error is not None:
             raise self._error
+
+    def _hire(self, count: int) -> None:
+        with self._lock:
+            self._busy += count
+        for _ in range(count):
+            # Daemons: a thread stuck in a dead connection must not keep the interpreter from leaving after Ctrl-C. Being
+            # cut off in the middle of a put is safe, by the first clause of the sink contract.
+            thread = threading.Thread(target=self._work, name=f"stagesink-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _work(self) -> None:
         try:
@@ -81,8 +100,8 @@ class _Crew:
                 self._cancel.set()
         finally:
             with self._lock:
-                self._left -= 1
-                if self._left == 0:
+                self._busy -= 1
+                if self._busy == 0:
                     self._done.set()
 
     def _pick(self) -> Job | None:

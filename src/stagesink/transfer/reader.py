@@ -8,12 +8,16 @@ import threading
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from stagesink.artifacts import Source
+from stagesink.artifacts import Fingerprint, Source
 from stagesink.errors import SourceChanged, SourceUnreadable, TransferCancelled
 from stagesink.sinks._chunks import chunks
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+_NEW = {"sha256": hashlib.sha256, "md5": hashlib.md5}
+DIGESTS = frozenset(_NEW)
+"""Digests that can be taken while the bytes pass."""
 
 
 class ReadOnce:
@@ -28,13 +32,14 @@ class ReadOnce:
     cancel : threading.Event
         Once set, reading raises :class:`~stagesink.errors.TransferCancelled`.
     algorithms : iterable of str
-        Digests to take besides sha256, by :mod:`hashlib` name.
+        Of :data:`DIGESTS`, those to take besides sha256.
     """
 
     def __init__(self, source: Source, cancel: threading.Event, algorithms: Iterable[str] = ()) -> None:
         self.source = source
-        self.size = source.size
         self._before = source.fingerprint()
+        # A file's fingerprint holds its size: one look at the file instead of two.
+        self.size = self._before.size if isinstance(self._before, Fingerprint) else source.size
         self._cancel = cancel
         self._algorithms = {"sha256", *algorithms}
         self._stream: _HashingStream | None = None
@@ -42,7 +47,7 @@ class ReadOnce:
     def open(self) -> BinaryIO:
         if self._stream is not None:
             self._stream.close()
-        hashes = {name: hashlib.new(name, usedforsecurity=False) for name in self._algorithms}
+        hashes = {name: _NEW[name](usedforsecurity=False) for name in self._algorithms}
         self._stream = _HashingStream(self.source, self._before, self.size, hashes, self._cancel)
         return cast("BinaryIO", self._stream)
 
@@ -85,6 +90,8 @@ class _HashingStream(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         if self._cancel.is_set():
             raise TransferCancelled("The transfer was stopped.")
+        if self.whole:
+            return 0
         view = memoryview(buffer)
         try:
             if self._readinto is not None:
@@ -101,7 +108,7 @@ class _HashingStream(io.RawIOBase):
             for digest in self.hashes.values():
                 digest.update(view[:count])
             self.count += count
-        if not self.whole and (count == 0 or self.count == self._size):
+        if count == 0 or self.count == self._size:
             self._check_end()
         elif self._size is not None and self.count > self._size:
             self._changed()
