@@ -197,7 +197,7 @@ def create_checkpoint_archive(
     ArchiveError
         The archive cannot be written there. Nothing is left behind.
     """
-    archive_format = _format_of(output_path) if output_path is not None else "tar.gz"
+    archive_format = archive_format_of(output_path) if output_path is not None else "tar.gz"
     source = ArchiveSource(checkpoint_dir, archive_format, level)
     if output_path is None:  # in a folder that others read, so for this user's eyes only
         output, mode = Path(tempfile.gettempdir(), f"checkpoint_{secrets.token_hex(8)}.tar.gz").absolute(), 0o600
@@ -219,7 +219,14 @@ def create_checkpoint_archive(
     return output, manifest
 
 
-def _format_of(output_path: os.PathLike[str] | str) -> ArchiveFormat:
+def archive_format_of(output_path: os.PathLike[str] | str) -> ArchiveFormat:
+    """Return the format that a name asks for by its suffix.
+
+    Raises
+    ------
+    ArchiveError
+        The suffix is none of ``.tar.gz``, ``.tgz`` and ``.tar.zst``.
+    """
     name = Path(output_path).name.lower()
     for suffix, archive_format in _SUFFIXES.items():
         if name.endswith(suffix):

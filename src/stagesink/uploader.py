@@ -10,6 +10,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal
 
+from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Config, load_config, skip_artifact_logging
 from stagesink.destination import choose_sink
@@ -300,7 +301,7 @@ class ArtifactUploader:
             self.run_id,
             destination,
             folder,
-            archive_format="tar.zst" if destination.endswith(".tar.zst") else "tar.gz",
+            archive_format=archive_format_of(destination),
             level=self.config.artifacts.compression.level,
             details={} if trial_number is None else {"trial_number": trial_number},
             provenance=provenance(self.stage),
@@ -328,12 +329,11 @@ class ArtifactUploader:
     def _skipped(self, destination: str) -> bool:
         if self._all_skipped(destination):
             return True
-        slot = self.config.stages.slot_for(self.stage, destination)
-        if self.config.is_enabled(self.stage, slot.name if slot is not None else None):
+        switch = self.config.switched_off_by(self.stage, self.config.stages.slot_for(self.stage, destination))
+        if switch is None:
             return False
-        where = f"tracking.{self.stage}" + (f".{slot.switch}" if slot is not None else "")
-        logger.info("%s is not uploaded: %s is switched off.", destination, where)
-        self._note_skipped(destination, f"{where} is switched off")
+        logger.info("%s is not uploaded: %s is false.", destination, switch)
+        self._note_skipped(destination, f"{switch} is false")
         return True
 
     def _all_skipped(self, destination: str) -> bool:
