@@ -1,0 +1,46 @@
+"""The command line as a whole. Each command imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stagesink._version import __version__
+from stagesink.cli import demo, doctor, inspect, restore, settings, upload
+from stagesink.cli.errors import Commands
+
+app = typer.Typer(
+    name="stagesink",
+    cls=Commands,
+    help="Hand over a stage's files: they land, whole and proven, in any store; then list, verify and restore them.",
+    epilog="Exit codes: 0 ok, 1 failed or mismatch, 2 usage or configuration, 3 not found, 4 not allowed, 130 Ctrl-C.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,  # they print local variables, credentials among them
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stagesink {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("upload", epilog=upload.EPILOG)(upload.upload)
+app.command("ls", epilog=inspect.LS_EPILOG)(inspect.ls)
+app.command("verify", epilog=inspect.VERIFY_EPILOG)(inspect.verify)
+app.command("restore", epilog=restore.EPILOG)(restore.restore)
+app.command("config", epilog=settings.EPILOG)(settings.config)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+app.command("demo", epilog=demo.EPILOG)(demo.demo)

@@ -1,0 +1,176 @@
+"""``stagesink doctor``: what is installed, and whether the sink does what it should."""
+
+from __future__ import annotations
+
+import platform
+import re
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from stagesink._version import __version__
+from stagesink.cli import options
+from stagesink.cli.errors import describe, exit_code
+from stagesink.cli.options import examples
+from stagesink.cli.output import Output, table
+from stagesink.errors import StagesinkError, VerificationError
+
+if TYPE_CHECKING:
+    from stagesink.sinks import ArtifactSink
+
+EPILOG = examples("stagesink doctor", "stagesink doctor --sink s3://bucket/runs --json")
+
+_REQUIREMENT = re.compile(r"""([A-Za-z0-9._-]+).*\bextra\s*==\s*["']([A-Za-z0-9._-]+)["']""")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that was tried: how long it took in milliseconds, and what went wrong."""
+
+    name: str
+    ms: float
+    error: StagesinkError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        problem = {} if self.error is None else {"error": describe(self.error)}
+        return {"step": self.name, "ok": self.error is None, "ms": round(self.ms, 1), **problem}
+
+
+def doctor(
+    sink: options.Sink = None,
+    config_dir: options.ConfigDir = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Show what is installed and which sink is used, then write, read, stat, list and delete a probe object there.
+
+    The probe lies under a run id of its own and is always removed. Exits with the code of what failed first.
+    """
+    out = Output(as_json, quiet, verbose)
+    chosen: dict[str, Any] = {}
+    steps = _examine(sink, config_dir, chosen)
+    problem = next((step.error for step in steps if step.error is not None), None)
+    installed = _installed()
+    document = {"ok": problem is None, **installed, "sink": chosen or None, "probe": [step.to_dict() for step in steps]}
+    rows = [(step.name, f"{step.ms:.1f}", "ok" if step.error is None else str(step.error)) for step in steps]
+    where = f"Sink: {chosen['uri']} ({chosen['why']})" if chosen else "Sink: none"
+    out.show(document, _packages(installed), where, table(("Probe", "ms", "Result"), rows, right=("ms",)))
+    if problem is not None:
+        raise typer.Exit(exit_code(problem))
+
+
+def _installed() -> dict[str, Any]:
+    return {
+        "stagesink": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "gzip": "isal" if _version("isal") else "zlib",
+        "extras": _extras(),
+    }
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    """Return for each extra the version of each of its packages, None for one that is not installed."""
+    extras: dict[str, dict[str, str | None]] = {}
+    for requirement in metadata.requires("stagesink") or ():
+        match = _REQUIREMENT.match(requirement)
+        if match is not None and match[1] != "stagesink":
+            extras.setdefault(match[2], {})[match[1]] = _version(match[1])
+    return extras
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _packages(installed: dict[str, Any]) -> Any:
+    rows = [
+        ("stagesink", installed["stagesink"], ""),
+        ("python", installed["python"], installed["platform"]),
+        ("gzip by", installed["gzip"], "" if installed["gzip"] == "isal" else "slow: pip install 'stagesink[fast]'"),
+    ]
+    for extra, packages in installed["extras"].items():
+        have = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        missing = ", ".join(name for name, version in packages.items() if not version)
+        hint = f"without {missing}: pip install 'stagesink[{extra}]'" if missing else ""
+        rows.append((f"extra {extra}", have or "not installed", hint))
+    return table(("Part", "Version", ""), rows)
+
+
+def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any]) -> list[Step]:
+    """Go from the configuration to the probe, as far as it goes; ``chosen`` takes the sink as soon as it is known."""
+    from stagesink.destination import choose_sink
+
+    with options.open_uploader(sink, None, config_dir) as uploader:
+
+        def configure() -> None:
+            choice = choose_sink(uploader.config, sink)
+            chosen.update(uri=choice.shown, why=choice.why)
+
+        def connect() -> None:
+            _ = uploader.sink
+
+        steps = _until_failure([("configuration", configure), ("open", connect)])
+        return steps if steps[-1].error is not None else [*steps, *_probe(uploader.sink)]
+
+
+def _probe(sink: ArtifactSink) -> list[Step]:
+    from stagesink.artifacts import ArtifactKey, MemorySource
+
+    key = ArtifactKey(f"stagesink-doctor-{secrets.token_hex(4)}", "probe.bin")
+    data = secrets.token_bytes(1024)
+
+    def must(good: bool, message: str) -> None:
+        if not good:
+            raise VerificationError(f"{sink.uri} {message}.", hint="The store, or what stands before it, is at fault.")
+
+    def write() -> None:
+        must(sink.put(key, MemorySource(data)).size == len(data), "says that it stored another number of bytes")
+
+    def read() -> None:
+        with sink.open(key) as stream:
+            must(stream.read(len(data) + 1) == data, "gives back other bytes than were written")
+
+    def stat() -> None:
+        there = sink.stat(key)
+        must(there is not None and there.size == len(data), "does not say that it holds what was written")
+
+    def find() -> None:
+        must([stored.key for stored in sink.list(key.run_id)] == [key], "does not list what was written")
+
+    def delete() -> None:
+        sink.delete(key)
+        must(sink.stat(key) is None, "still holds what was deleted")
+
+    try:
+        return _until_failure(
+            [("write", write), ("read back", read), ("stat", stat), ("list", find), ("delete", delete)]
+        )
+    finally:
+        with suppress(StagesinkError):  # after a failure or Ctrl-C; what went wrong is told already
+            sink.delete(key)
+
+
+def _until_failure(steps: list[tuple[str, Callable[[], None]]]) -> list[Step]:
+    done: list[Step] = []
+    for name, step in steps:
+        start = time.perf_counter()
+        error: StagesinkError | None = None
+        try:
+            step()
+        except StagesinkError as raised:
+            error = raised
+        done.append(Step(name, (time.perf_counter() - start) * 1e3, error))
+        if error is not None:
+            break
+    return done
