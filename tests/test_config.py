@@ -103,7 +103,16 @@ def test_the_folder_is_argument_then_variable_then_config(argument, variable, wo
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\n# nothing\n", "null", "---\n", "tracking:\nartifacts:\n", "\ufeffartifacts: {}\n"]
+    "text",
+    [
+        "",
+        "\n# nothing\n",
+        "null",
+        "---\n",
+        "tracking:\nartifacts:\n",
+        "artifacts: {storage_options: , retries: }",
+        "\ufeffartifacts: {}\n",
+    ],
 )
 def test_an_empty_file_or_section_means_defaults(text):
     write(text)
@@ -496,6 +505,13 @@ def test_naming_the_file_instead_of_its_folder_is_an_error():
     with pytest.raises(ConfigError) as caught:
         load_config(file, {})
     assert str(caught.value) == ("config/mlflow.yaml: is a file. Name the folder that holds mlflow.yaml.")
+
+
+@pytest.mark.parametrize(("folder", "reason"), [("x" * 300, "File name too long"), ("a\0b", "embedded null byte")])
+def test_a_folder_that_cannot_be_one_is_an_error(folder, reason):
+    with pytest.raises(ConfigError) as caught:
+        load_config(folder, {})
+    assert str(caught.value) == f"{folder + '/mlflow.yaml'!r}: cannot be read: {reason}. Check the path."
 
 
 @contextlib.contextmanager

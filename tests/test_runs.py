@@ -128,7 +128,7 @@ def test_the_real_mlflows_active_run_is_found(tmp_path):
             print(get_mlflow_run_id() == run.info.run_id)
         print(get_mlflow_run_id())
     """
-    environ = {"MLFLOW_TRACKING_URI": tmp_path.as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
+    environ = {"MLFLOW_TRACKING_URI": (tmp_path / "mlruns").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
     assert fresh_process(program, **environ)[0] == ["None", "True", "None"]
 
 

@@ -81,15 +81,14 @@ def _read_text(file: Path, *, implied: bool) -> str | None:
     except NotADirectoryError:
         if implied:
             return None  # a file called `config` in the working folder is somebody else's
-        raise ConfigError(
-            f"{file.parent}: is a file.", hint=f"Name the folder that holds {FILE_NAME}."
-        ) from None
+        raise ConfigError(f"{file.parent}: is a file.", hint=f"Name the folder that holds {FILE_NAME}.") from None
     except IsADirectoryError:
         raise ConfigError(f"{file}: is a folder.", hint=f"{FILE_NAME} must be a file.") from None
     except PermissionError:
         raise ConfigError(f"{file}: no permission to read it.", hint="Make it readable for this user.") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}.", hint="Check the path.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{str(file)!r}: cannot be read: {reason}.", hint="Check the path.") from None
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{file}: is larger than {MAX_BYTES >> 20} MiB.", hint="No configuration is; check the path.")
     try:
