@@ -468,6 +468,11 @@ def test_an_output_that_is_a_folder_or_in_none(checkpoint: Path, tmp_path: Path)
         create_checkpoint_archive(checkpoint, 1, tmp_path / "nowhere" / "a.tar.gz")
 
 
+def test_a_tree_without_a_file_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(EmptyTree):
+        ArchiveSource(Tree(tmp_path, ()))
+
+
 def test_an_empty_checkpoint_makes_no_archive(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     with pytest.raises(EmptyTree):
@@ -501,7 +506,7 @@ def test_a_full_disk_leaves_nothing_half_unpacked(checkpoint: Path, tmp_path: Pa
     archive, _ = create_checkpoint_archive(checkpoint, 1, tmp_path / "a.tar.gz")
     (small_disk / "config.json").write_bytes(b"mine")
     for target in (small_disk, small_disk / "new"):
-        with pytest.raises(RestoreError, match=r"No space left.*Free some space"):
+        with pytest.raises(RestoreError, match=rf"^{target} cannot.*No space left.*Free some space"):
             extract_checkpoint_archive(archive, target)
         assert contents(small_disk) == {"config.json": b"mine"}
         assert [path.name for path in small_disk.iterdir()] == ["config.json"]

@@ -29,6 +29,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, cast
 from stagesink.artifacts import ArtifactKey, Fingerprint, source_error
 from stagesink.errors import (
     ArchiveError,
+    EmptyTree,
     InvalidKey,
     ManifestError,
     MissingExtra,
@@ -112,6 +113,8 @@ class ArchiveSource:
         self.level = _DEFAULT_LEVEL if level is None else level
         self.prefix = prefix
         self._contents: tuple[ArchivedFile, ...] | None = None
+        if not self.tree.files:
+            raise EmptyTree(f"{self.tree.root} has no file to archive.")
         # Refuse now, not at the first read, what could only fail then: a bad level, a missing package, too long a name.
         _compressor(archive_format, self.level)
         longest = max((file.path for file in self.tree.files), key=lambda path: len(path.encode()))
@@ -464,11 +467,10 @@ def extract_checkpoint_archive(
     archive, target = Path(archive_path), Path(target_dir).absolute()
     expected = _expected(manifest) if manifest is not None else None
     top = str(manifest.get("extracted_path", prefix)) if manifest is not None else prefix
-    with _unpacked(archive) as tar_stream, _staging(target) as staging:
-        unpacked = staging / "files"
-        with _writing(target):
-            unpacked.mkdir()
-        members = _unpack(archive, tar_stream, unpacked, hashed=expected is not None)
+    with _writing(target), _unpacked(archive) as tar_stream, _staging(target) as staging:
+        unpacked = staging / "files"  # not the private staging folder itself: this one may become the target
+        unpacked.mkdir()
+        members = _unpack(archive, tar_stream, unpacked)
         payload, members = _strip(unpacked, members, top)
         files = {path: proof for path, proof in members.items() if proof is not None}
         if not files:
@@ -573,12 +575,11 @@ def _corrupt(archive: Path, why: str) -> ArchiveError:
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """Make a folder to unpack in, on the target's own disk, and remove it afterwards."""
-    with _writing(target):
-        # The target itself when it exists (it may be a disk of its own), else the nearest folder above that does.
-        home = next(place for place in (target, *target.parents) if place.exists())
-        if not home.is_dir():
-            raise RestoreError(f"{home} is a file where a folder belongs.", hint="Name another folder.")
-        staging = Path(tempfile.mkdtemp(prefix=".stagesink-", suffix=".tmp", dir=home))
+    # The target itself when it exists (it may be a disk of its own), else the nearest folder above that does.
+    home = next(place for place in (target, *target.parents) if place.exists())
+    if not home.is_dir():
+        raise RestoreError(f"{home} is a file where a folder belongs.", hint="Name another folder.")
+    staging = Path(tempfile.mkdtemp(prefix=".stagesink-", suffix=".tmp", dir=home))
     try:
         yield staging
     finally:
@@ -587,6 +588,7 @@ def _staging(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
+    """Name what the operating system says of the target; what it says of the archive has its name already."""
     try:
         yield
     except OSError as error:
@@ -639,13 +641,13 @@ def _chunks(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Ite
             yield chunk
 
 
-def _unpack(archive: Path, tar_stream: BinaryIO, folder: Path, *, hashed: bool) -> dict[str, _Proof | None]:
+def _unpack(archive: Path, tar_stream: BinaryIO, folder: Path) -> dict[str, _Proof | None]:
     """Write the members into ``folder``. Returns size and hash of each file, None for a folder."""
     found: dict[str, _Proof | None] = {}
     for member, chunks in _members(archive, tar_stream):
         path = _safe_path(archive, member)
         if not member.isdir():
-            found[path] = _write_file(archive, member, chunks, folder / path, hashed=hashed)
+            found[path] = _write_file(archive, member, chunks, folder / path)
         elif path:  # an archive of "." has a member for the target itself
             _make_folder(archive, folder / path)
             found[path] = None
@@ -680,33 +682,26 @@ def _kind(member: tarfile.TarInfo) -> str:
 
 
 def _make_folder(archive: Path, folder: Path) -> None:
-    with _writing(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise _twice(archive, folder) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _twice(archive, folder) from error
 
 
-def _write_file(
-    archive: Path, member: tarfile.TarInfo, chunks: Iterable[bytes], place: Path, *, hashed: bool
-) -> _Proof:
+def _write_file(archive: Path, member: tarfile.TarInfo, chunks: Iterable[bytes], place: Path) -> _Proof:
     _make_folder(archive, place.parent)
-    with _writing(place):
-        try:
-            # The mode goes through the umask as any new file's does; the member's own says only whether it may be run.
-            mode = 0o777 if member.mode & stat.S_IXUSR else 0o666
-            descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        except FileExistsError as error:
-            raise _twice(archive, place) from error
+    # The mode goes through the umask as any new file's does; the member's own says only whether it may be run.
+    mode = 0o777 if member.mode & stat.S_IXUSR else 0o666
+    try:
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError as error:
+        raise _twice(archive, place) from error
     digest = hashlib.sha256()
     with open(descriptor, "wb", buffering=0) as file:
         for chunk in chunks:
-            if hashed:
-                digest.update(chunk)
-            with _writing(place):
-                _write_all(file, chunk)
-        with _writing(place):
-            os.utime(file.fileno(), (_seconds(member), _seconds(member)))
+            digest.update(chunk)
+            _write_all(file, chunk)
+        os.utime(file.fileno(), (_seconds(member), _seconds(member)))
     return _Proof(member.size, digest.hexdigest())
 
 
@@ -750,17 +745,16 @@ def _compare(archive: Path, files: Mapping[str, _Proof], expected: Mapping[str, 
 
 def _land(payload: Path, target: Path) -> None:
     """Rename what was unpacked to where it belongs."""
-    with _writing(target):
-        if not target.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(payload, target)
-            return
-        moves = list(_moves(payload, target))
-        for place, destination in moves:
-            if place.is_dir():
-                destination.mkdir(exist_ok=True)
-            else:
-                os.replace(place, destination)
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(payload, target)
+        return
+    moves = list(_moves(payload, target))
+    for place, destination in moves:
+        if place.is_dir():
+            destination.mkdir(exist_ok=True)
+        else:
+            os.replace(place, destination)
 
 
 def _moves(payload: Path, target: Path) -> Iterator[tuple[Path, Path]]:
