@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -37,10 +38,19 @@ def _root(
     pass
 
 
-app.command("upload", epilog=upload.EPILOG)(upload.upload)
-app.command("ls", epilog=inspect.LS_EPILOG)(inspect.ls)
-app.command("verify", epilog=inspect.VERIFY_EPILOG)(inspect.verify)
-app.command("restore", epilog=restore.EPILOG)(restore.restore)
-app.command("config", epilog=settings.EPILOG)(settings.config)
-app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
-app.command("demo", epilog=demo.EPILOG)(demo.demo)
+def _help(command: Callable[..., None]) -> str:
+    """Return the docstring with each paragraph on one line, since typer would keep the line breaks of most."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
+
+
+_COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("upload", upload.upload, upload.EPILOG),
+    ("ls", inspect.ls, inspect.LS_EPILOG),
+    ("verify", inspect.verify, inspect.VERIFY_EPILOG),
+    ("restore", restore.restore, restore.EPILOG),
+    ("config", settings.config, settings.EPILOG),
+    ("doctor", doctor.doctor, doctor.EPILOG),
+    ("demo", demo.demo, demo.EPILOG),
+)
+for _name, _command, _epilog in _COMMANDS:
+    app.command(_name, help=_help(_command), epilog=_epilog)(_command)

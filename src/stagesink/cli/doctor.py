@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -67,6 +65,8 @@ def doctor(
 
 
 def _installed() -> dict[str, Any]:
+    import platform
+
     return {
         "stagesink": __version__,
         "python": platform.python_version(),
@@ -78,15 +78,19 @@ def _installed() -> dict[str, Any]:
 
 def _extras() -> dict[str, dict[str, str | None]]:
     """Return for each extra the version of each of its packages, None for one that is not installed."""
+    from importlib import metadata
+
     extras: dict[str, dict[str, str | None]] = {}
     for requirement in metadata.requires("stagesink") or ():
         match = _REQUIREMENT.match(requirement)
-        if match is not None and match[1] != "stagesink":
+        if match is not None and match[2] != "all":  # which only names the others
             extras.setdefault(match[2], {})[match[1]] = _version(match[1])
     return extras
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -96,7 +100,7 @@ def _version(package: str) -> str | None:
 def _packages(installed: dict[str, Any]) -> Any:
     rows = [
         ("stagesink", installed["stagesink"], ""),
-        ("python", installed["python"], installed["platform"]),
+        ("python", f"{installed['python']} on {installed['platform']}", ""),
         ("gzip by", installed["gzip"], "" if installed["gzip"] == "isal" else "slow: pip install 'stagesink[fast]'"),
     ]
     for extra, packages in installed["extras"].items():

@@ -73,12 +73,15 @@ def print_error(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ("Files", "Size")) -> Any:
-    """Return a table whose cells are plain text; the columns named in ``right`` hold numbers."""
+    """Return a table whose cells are plain text; the columns named in ``right`` hold numbers.
+
+    It has no lines where stdout is no terminal, so that `head`, `grep` and `awk` have an easy time.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, padding=(0, 1))
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:

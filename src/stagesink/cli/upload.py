@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
@@ -70,10 +71,12 @@ def upload(
     out = Output(as_json, quiet, verbose)
     chosen = _Chosen(path, to, pack.value if pack else None, tuple(include or ()), tuple(exclude or ()))
     with options.open_uploader(sink, run_id, config_dir, stage=stage, workers=workers, quiet=quiet) as uploader:
+        # Planned before a run is made up and before the backend is touched: what is wrong with PATH is said first.
+        plan = chosen.plan(uploader, _known_run(run_id))
         if dry_run:
-            _show_plan(out, uploader, chosen.plan(uploader, _known_run(run_id)), sink)
+            _show_plan(out, uploader, plan, sink)
             return
-        plan = chosen.plan(uploader, uploader.run_id)
+        plan = _for_run(plan, uploader.run_id)
         start = time.monotonic()
         landed = uploader.upload_plan(plan)
         _show_receipts(out, uploader, plan, landed=landed, seconds=time.monotonic() - start)
@@ -129,6 +132,15 @@ def _known_run(run_id: str | None) -> str:
         return find_run(run_id, needs_server=True).run_id
     except RunNotFound:
         return _NEW_RUN
+
+
+def _for_run(plan: Plan, run_id: str) -> Plan:
+    from stagesink.artifacts import ArtifactKey
+
+    if plan.run_id == run_id:
+        return plan
+    objects = tuple(replace(item, key=ArtifactKey(run_id, item.key.path)) for item in plan.objects)
+    return replace(plan, run_id=run_id, objects=objects)
 
 
 def _switched_off(uploader: ArtifactUploader, plan: Plan) -> str | None:

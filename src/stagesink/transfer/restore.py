@@ -67,9 +67,13 @@ class RestoreFailed(StagesinkError):
 
     def __init__(self, failures: dict[str, StagesinkError]) -> None:
         self.failures = failures
-        lines = "; ".join(f"{path}: {error.message}" for path, error in failures.items())
+        path, first = next(iter(failures.items()))
+        if len(failures) == 1:
+            super().__init__(f"{path} was not restored: {first.message}", hint=first.hint)
+            return
+        lines = "".join(f"\n  {path}: {error.message}" for path, error in failures.items())
         hints = " ".join(dict.fromkeys(error.hint for error in failures.values() if error.hint))
-        super().__init__(f"{len(failures)} files were not restored: {lines}", hint=hints)
+        super().__init__(f"{len(failures)} files were not restored:{lines}\n", hint=hints)
 
 
 def restore(
