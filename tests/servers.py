@@ -117,6 +117,7 @@ from pyftpdlib.authorizers import DummyAuthorizer
 from pyftpdlib.handlers import FTPHandler
 from pyftpdlib.servers import ThreadedFTPServer
 port, folder, user, password = int(sys.argv[1]), *sys.argv[2:]
+FTPHandler.auth_failed_timeout = 0
 FTPHandler.authorizer = DummyAuthorizer()
 FTPHandler.authorizer.add_user(user, password, folder, perm="elradfmwMT")
 server = ThreadedFTPServer(("127.0.0.1", port), FTPHandler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import ClassVar
 
 import pytest
 
@@ -11,7 +12,7 @@ from stagesink.testing import FaultySink, SinkConformance
 
 
 class TestFaultySinkWithoutFaults(SinkConformance):
-    exemptions = {8: "what is kept in memory takes memory"}
+    exemptions: ClassVar = {8: "what is kept in memory takes memory"}
     shared_between_processes = False
 
     @pytest.fixture

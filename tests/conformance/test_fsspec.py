@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from servers import PAGE, FtpServer, S3Server, free_port
@@ -13,7 +14,9 @@ from stagesink.testing import SinkConformance, check_against_dict
 
 
 class TestS3(SinkConformance):
-    exemptions = {"test_clause_09_names[version]": "s3fs cuts '?versionId=' off a name, so the sink refuses it"}
+    exemptions: ClassVar = {
+        "test_clause_09_names[version]": "s3fs cuts '?versionId=' off a name, so the sink refuses it"
+    }
     many = 3 * PAGE + 5
     overwrites = 10
     large_bytes = 96 << 20
@@ -28,7 +31,7 @@ class TestS3(SinkConformance):
 
 
 class TestFsspecMemory(SinkConformance):
-    exemptions = {8: "what is kept in memory takes memory"}
+    exemptions: ClassVar = {8: "what is kept in memory takes memory"}
     shared_between_processes = False
 
     @pytest.fixture

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import uuid
+from typing import ClassVar
 
 import pytest
 
 from stagesink.sinks.memory import MemorySink
 from stagesink.testing import SinkConformance, check_against_dict
 
-IN_MEMORY = {8: "what is kept in memory takes memory"}
-
 
 class TestMemorySink(SinkConformance):
-    exemptions = IN_MEMORY
+    exemptions: ClassVar = {8: "what is kept in memory takes memory"}
     shared_between_processes = False
 
     @pytest.fixture

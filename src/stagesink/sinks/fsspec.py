@@ -278,8 +278,12 @@ class FsspecSink:
         try:
             with self._translating(f"{self._address(key)} could not be looked up"):
                 info = _head(fs, path) if hasattr(fs, "call_s3") else fs.info(path)
-        except (ArtifactNotFound, SinkConflict):  # a conflict here is a file where the path has a folder
+        except ArtifactNotFound:
             return None
+        except SinkConflict:
+            if self._commit == "put":
+                raise
+            return None  # a file where the path has a folder
         return self._describe(key, info, _digests(info)) if info["type"] == "file" else None
 
     def _find(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
