@@ -53,7 +53,9 @@ _LEVELS = {"tar.gz": range(1, 10), "tar.zst": range(1, 20)}
 _DEFAULT_LEVEL = 1
 _ISAL_LEVELS = 3
 
-_SUFFIXES: dict[str, ArchiveFormat] = {".tar.gz": "tar.gz", ".tgz": "tar.gz", ".tar.zst": "tar.zst"}
+ARCHIVE_SUFFIXES: dict[str, ArchiveFormat] = {".tar.gz": "tar.gz", ".tgz": "tar.gz", ".tar.zst": "tar.zst"}
+"""What an archive's name may end in, and the format that each asks for."""
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_READ_BYTES = 1 << 10  # its output cannot be bounded, but four bytes give 128 KiB at most, so these give 32 MiB
@@ -231,10 +233,10 @@ def archive_format_of(output_path: os.PathLike[str] | str) -> ArchiveFormat:
         The suffix is none of ``.tar.gz``, ``.tgz`` and ``.tar.zst``.
     """
     name = Path(output_path).name.lower()
-    for suffix, archive_format in _SUFFIXES.items():
+    for suffix, archive_format in ARCHIVE_SUFFIXES.items():
         if name.endswith(suffix):
             return archive_format
-    raise ArchiveError(f"{output_path} names no archive format.", hint=f"End it in {', '.join(_SUFFIXES)}.")
+    raise ArchiveError(f"{output_path} names no archive format.", hint=f"End it in {', '.join(ARCHIVE_SUFFIXES)}.")
 
 
 def _check_output(output: Path, root: Path) -> None:
@@ -540,18 +542,14 @@ class _Compressed:
 
 def _gunzip(archive: Path, compressed: _Compressed) -> Generator[bytes, None, None]:
     library = _deflate_library()
-    data = piece = b""
+    data = b""
     while data or compressed.peek():  # one gzip stream may follow another
         stream = library.decompressobj(_GZIP_WBITS)
         while not stream.eof:
-            # After a full piece there may be more to come out without more going in.
-            if not data and len(piece) < CHUNK_BYTES:
-                data = compressed.read(CHUNK_BYTES)
             try:
-                piece = stream.decompress(data, CHUNK_BYTES)
+                yield stream.decompress(data or compressed.read(CHUNK_BYTES), CHUNK_BYTES)
             except library.error as error:
                 raise _corrupt(archive, str(error)) from error
-            yield piece
             data = stream.unused_data if stream.eof else stream.unconsumed_tail
 
 

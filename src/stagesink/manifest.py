@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
+from stagesink.archive import ARCHIVE_SUFFIXES
 from stagesink.artifacts import ArtifactKey
 from stagesink.errors import InvalidKey, ManifestError
 
@@ -19,8 +20,6 @@ MAX_MANIFEST_BYTES = 256 << 20
 """Most bytes a manifest may have: about a million files. More is refused before it is parsed."""
 
 Kind = Literal["file", "tree", "archive"]
-
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst")
 
 
 @dataclass(frozen=True, slots=True)

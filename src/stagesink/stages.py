@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from stagesink.archive import ARCHIVE_SUFFIXES
 from stagesink.artifacts import ArtifactKey
 from stagesink.errors import ConfigError
 
@@ -18,8 +19,6 @@ SlotKind = Literal["file", "tree", "archive"]
 
 OWN_NAME = "{name}"
 """Stands in a destination for the uploaded file's own name."""
-
-ARCHIVE_SUFFIXES = (".tar.gz", ".tar.zst")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -69,7 +68,7 @@ class Slot:
                 hint=f"{OWN_NAME} may stand in it once, for the file's own name.",
             )
         ArtifactKey("run", bare)
-        if self.kind == "archive" and not bare.endswith(ARCHIVE_SUFFIXES):
+        if self.kind == "archive" and not bare.endswith(tuple(ARCHIVE_SUFFIXES)):
             raise ConfigError(
                 f"Destination {self.destination!r} of an archive ends neither in {' nor in '.join(ARCHIVE_SUFFIXES)}.",
                 hint="The ending says how it is packed.",
