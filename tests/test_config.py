@@ -51,7 +51,6 @@ FULL = """
       workers: 3
       retries: {attempts: 2, initial: 1, max_wait: 2.5, budget: 10}
       verify: full
-      fsync: false
       pack: tar.zst
       compression: {level: 7}
       storage_options: {key: id, client_kwargs: {endpoint_url: "http://localhost"}}
@@ -73,7 +72,6 @@ def test_no_file_means_defaults():
         workers=8,
         retries=Retries(attempts=5, initial=0.5, max_wait=30.0, budget=300.0),
         verify="auto",
-        fsync=True,
         pack="none",
         storage_options={},
         progress="auto",
@@ -339,8 +337,8 @@ MISTAKES = {
     "artifacts: {compression: {level: 99}}": (
         "artifacts.compression.level: expected a whole number from 0 to 22, got 99"
     ),
-    "artifacts: {fsync: 1}": "artifacts.fsync: expected true or false, got 1",
-    "artifacts: {fsync: 'yes'}": "artifacts.fsync: expected true or false, got 'yes'",
+    "tracking: {hpo: {enabled: 1}}": "tracking.hpo.enabled: expected true or false, got 1",
+    "tracking: {hpo: {enabled: 'yes'}}": "tracking.hpo.enabled: expected true or false, got 'yes'",
     "artifacts: {verify: {a: b}}": "artifacts.verify: expected one of auto, full, size, none, got a mapping",
     "artifacts: {pack: zip}": "artifacts.pack: expected one of none, tar.gz, tar.zst, got 'zip'",
     "artifacts: {sink: ''}": "artifacts.sink: expected text, got ''",
@@ -376,8 +374,8 @@ MISTAKES = {
     ),
     "artifacts: {workers: !!int ''}": "artifacts.workers: holds a value that is not what its YAML type says; "
     "put it in quotes",
-    "artifacts: {fsync: !!bool maybe}": (
-        "artifacts.fsync: holds a value that is not what its YAML type says; put it in quotes"
+    "tracking: {hpo: {enabled: !!bool maybe}}": (
+        "tracking.hpo.enabled: holds a value that is not what its YAML type says; put it in quotes"
     ),
     "- artifacts": "expected a mapping, got a list",
     "artifacts": "expected a mapping, got a single value",
@@ -404,7 +402,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file():
           verify: ful
         """,
         environ={"STAGESINK_WORKERS": "lots"},
-        arguments={"fsync": "no", "workres": 1},
+        arguments={"pack": "zip", "workres": 1},
     )
     assert found.splitlines() == [
         "config/mlflow.yaml:4: tracking.training.log_checkpont: unknown key; did you mean 'log_checkpoint'?",
@@ -414,7 +412,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_the_file():
         "config/mlflow.yaml:10: artifacts.verify: expected one of auto, full, size, none, got 'ful'; "
         "did you mean 'full'?",
         "STAGESINK_WORKERS: expected a whole number from 1 to 64, got 'lots'",
-        "argument fsync: expected true or false, got 'no'",
+        "argument pack: expected one of none, tar.gz, tar.zst, got 'zip'",
         "argument workres: unknown; did you mean 'workers'?",
     ]
 
@@ -549,7 +547,6 @@ def test_every_setting_has_a_variable():
         "STAGESINK_RETRIES_MAX_WAIT": "artifacts.retries.max_wait",
         "STAGESINK_RETRIES_BUDGET": "artifacts.retries.budget",
         "STAGESINK_VERIFY": "artifacts.verify",
-        "STAGESINK_FSYNC": "artifacts.fsync",
         "STAGESINK_PACK": "artifacts.pack",
         "STAGESINK_COMPRESSION_LEVEL": "artifacts.compression.level",
         "STAGESINK_PROGRESS": "artifacts.progress",
@@ -576,7 +573,6 @@ VARIABLE_VALUES = {
     "STAGESINK_ON_FAILURE": ("warn", "on_failure", "warn"),
     "STAGESINK_WORKERS": ("12", "workers", 12),
     "STAGESINK_VERIFY": ("size", "verify", "size"),
-    "STAGESINK_FSYNC": ("on", "fsync", True),
     "STAGESINK_PACK": ("tar.gz", "pack", "tar.gz"),
     "STAGESINK_PROGRESS": ("none", "progress", "none"),
 }
@@ -604,7 +600,6 @@ def test_an_empty_variable_counts_as_unset(name):
         ("STAGESINK_ON_FAILURE", "keep", "'keep' needs the outbox, which comes with a later release; "
         "use 'warn' or 'raise' until then"),
         ("STAGESINK_VERIFY", "ful", "expected one of auto, full, size, none, got 'ful'; did you mean 'full'?"),
-        ("STAGESINK_FSYNC", "maybe", "expected true or false, got 'maybe'"),
         ("STAGESINK_RETRIES", "many", "expected a whole number, 1 or more, got 'many'"),
         ("STAGESINK_RETRIES_BUDGET", "inf", "expected a number of seconds, 0 or more, got 'inf'"),
         ("STAGESINK_COMPRESSION_LEVEL", "23", "expected a whole number from 0 to 22, got '23'"),

@@ -91,8 +91,7 @@ def _show_plan(
 
 def _unpack(manifests: Sequence[Manifest], to: Path) -> dict[str, list[str]]:
     """Unpack every archive among the uploads; return the files of each by the folder they lie in."""
-    from stagesink.archive import extract_checkpoint_archive
-    from stagesink.archive import ARCHIVE_SUFFIXES
+    from stagesink.archive import ARCHIVE_SUFFIXES, extract_checkpoint_archive
 
     unpacked = {}
     for manifest in manifests:

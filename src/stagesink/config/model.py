@@ -73,8 +73,6 @@ class Artifacts:
         Objects in flight at once.
     retries : Retries
     verify : {"auto", "full", "size", "none"}
-    fsync : bool
-        Wait until a local sink's files are on the disk.
     pack : {"none", "tar.gz", "tar.zst"}
         Send the training checkpoint as one archive instead of a tree.
     compression : Compression
@@ -90,7 +88,6 @@ class Artifacts:
     workers: int = _setting(8, ge=1, le=64)
     retries: Retries = field(default_factory=Retries)
     verify: Verify = "auto"
-    fsync: bool = True
     pack: Pack = "none"
     compression: Compression = field(default_factory=Compression)
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
