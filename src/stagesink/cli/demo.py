@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -35,6 +34,7 @@ def demo(
         typer.Option("--workdir", metavar="DIR", help="Empty folder to work in, kept. Default: a temporary one."),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the temporary folder too.")] = False,
+    trials: Annotated[int, typer.Option("--trials", min=1, metavar="N", help="Trials of the search.")] = 4,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -52,12 +52,11 @@ def demo(
         if not quiet:
             print_step(step, console_on(sys.stderr))
 
-    folder = workdir or Path(tempfile.mkdtemp(prefix="stagesink-demo-"))
-    report = run_demo(sink, folder, run_id=run_id, on_step=on_step)
+    report = run_demo(sink, workdir, run_id=run_id, n_trials=trials, on_step=on_step)
     if workdir is None and not keep:  # after a failure it stays, to look at
         import shutil
 
-        shutil.rmtree(folder)
+        shutil.rmtree(report.workdir)
         report = replace(report, workdir="", restored="a temporary folder, removed by now; --keep keeps it")
     if as_json:
         out.show(asdict(report))

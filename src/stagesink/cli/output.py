@@ -48,8 +48,8 @@ class Output:
             console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
 
     def note(self, text: str) -> None:
-        """Print a line on stderr that only helps to understand."""
-        if not self.quiet:
+        """Print a line on stderr that only helps to understand; the JSON has it already."""
+        if not (self.quiet or self.as_json):
             console_on(sys.stderr).print(text, style="dim", soft_wrap=True, markup=False, highlight=False)
 
 
