@@ -46,7 +46,7 @@ TOP_FOLDER = "best_trial_checkpoint"
 """The folder that every member of a checkpoint archive lies in; older readers expect it."""
 
 CHUNK_BYTES = 1 << 20
-"""Bytes read, hashed and compressed at a time. igzip is a tenth slower with 64 KiB and no faster with more."""
+"""Bytes read, hashed and compressed at a time. igzip is a tenth slower with 64 KiB, a twentieth faster with 4 MiB."""
 
 _LEVELS = {"tar.gz": range(1, 10), "tar.zst": range(1, 20)}
 # Weights are noise: higher levels cost a multiple of the time and gain less than one percent of the size.
