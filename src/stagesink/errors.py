@@ -112,6 +112,8 @@ class UnsafeArchive(ArchiveError):
 class ManifestError(StagesinkError):
     """A manifest that is not one of ours, or contradicts itself."""
 
+    default_hint = "Upload what it describes again, which writes a new one."
+
 
 class RestoreError(StagesinkError):
     """The target folder cannot take what should be restored."""

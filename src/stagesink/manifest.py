@@ -7,6 +7,7 @@ no manifest is not there.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -95,7 +96,7 @@ class Manifest:
             "run_id": self.run_id,
             "path": self.path,
             "kind": self.kind,
-            **self.details,
+            **{name: value for name, value in self.details.items() if name not in _OWN_FIELDS},
             "file_count": len(self.files),
             "total_size": self.total_size,
             "files": [_entry_to_dict(entry) for entry in self.files],
@@ -139,12 +140,14 @@ class Manifest:
 _OWN_FIELDS = {
     *("format", "run_id", "path", "kind", "file_count", "total_size", "files", "archive", "skipped", "provenance"),
 }
+_SHA256 = re.compile("[0-9a-f]{64}")
+_MAX_SIZE = 1 << 63  # bytes; no file system holds more, and larger numbers cannot even be printed everywhere
 
 
 def _from_dict(document: dict[str, Any]) -> Manifest:
     kind = document["kind"]
     if kind not in get_args(Kind):
-        raise ValueError(f"unknown kind {kind!r}")
+        raise ValueError("its kind is unknown")
     files = tuple(_entry_from_dict(entry) for entry in document["files"])
     manifest = Manifest(
         run_id=_typed(document["run_id"], str),
@@ -162,6 +165,9 @@ def _from_dict(document: dict[str, Any]) -> Manifest:
         raise ValueError("a manifest of one file names another number of them")
     if document["file_count"] != len(files) or document["total_size"] != manifest.total_size:
         raise ValueError("its totals do not match its files")
+    # Every name it leads to, also when it holds no file: whoever lists manifests must be able to ask each for its key.
+    ArtifactKey(manifest.run_id, manifest.path)
+    manifest_key(manifest.run_id, manifest.path, manifest.kind)
     for entry in manifest.objects():
         ArtifactKey(manifest.run_id, entry.path)
     return manifest
@@ -176,14 +182,14 @@ def _entry_from_dict(document: Any) -> ManifestEntry:
         _typed(document["path"], str), _typed(document["size"], int), _typed(document["sha256"], str).lower()
     )
     ArtifactKey("any", entry.path)  # no path leaves its tree, whoever wrote it
-    if entry.size < 0 or len(bytes.fromhex(entry.sha256)) != 32:
+    if not 0 <= entry.size < _MAX_SIZE or not _SHA256.fullmatch(entry.sha256):
         raise ValueError(f"{entry.path} has an impossible size or digest")
     return entry
 
 
 def _typed(value: Any, kind: type[Any]) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is not of the type {kind.__name__}")
+        raise TypeError(f"a {type(value).__name__} stands where a {kind.__name__} belongs")
     return value
 
 
