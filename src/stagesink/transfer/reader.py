@@ -75,6 +75,7 @@ class _HashingStream(io.RawIOBase):
         self, source: Source, before: Hashable, size: int | None, hashes: dict[str, Any], cancel: threading.Event
     ) -> None:
         self.hashes = hashes
+        self._updates = [digest.update for digest in hashes.values()]
         self.count = 0
         self.whole = False
         self._source = source
@@ -105,8 +106,9 @@ class _HashingStream(io.RawIOBase):
                 f"{self._source} cannot be read: {error.strerror or error}.", hint="Check the disk it lies on."
             ) from error
         if count:
-            for digest in self.hashes.values():
-                digest.update(view[:count])
+            piece = view[:count]
+            for update in self._updates:
+                update(piece)
             self.count += count
         if count == 0 or self.count == self._size:
             self._check_end()
