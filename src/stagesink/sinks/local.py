@@ -30,6 +30,7 @@ from stagesink.sinks.protocol import OnBytes
 _TEMP_PREFIX, _TEMP_SUFFIX = ".stagesink-", ".tmp"
 _DEFER_BELOW = 1 << 20  # bytes; a larger object's own fsync costs little beside writing it
 _SYNCFS_FROM = 64  # objects; from here one sync of the file system is cheaper than one of each file
+_FOLDER_TRIES = 100  # how often deletions elsewhere may take a folder away before we can write into it
 
 _ERRORS: dict[int, tuple[type[SinkError], str | None]] = {
     errno.ENOSPC: (SinkQuotaError, None),
@@ -53,10 +54,11 @@ _ERRORS: dict[int, tuple[type[SinkError], str | None]] = {
 class LocalSink:
     """Plain files under one folder.
 
-    ``put`` writes a temporary file in the target's own folder, syncs it and renames it over the target, so a reader sees the
-    old object or the new one. A writer holds a lock on its temporary file; one that nobody holds was left by a killed
-    process, is never listed, and is swept by the next ``put`` into its folder. A file system computes no digests, so
-    ``digests`` is always empty. An object and a folder cannot share a name: ``a`` and ``a/b`` raise ``SinkConflict``.
+    ``put`` writes a temporary file in the target's own folder, syncs it and renames it over the target, so a reader
+    sees the old object or the new one. A writer holds a lock on its temporary file; one that nobody holds was left by a
+    killed process, is never listed, and is swept when a sink first puts into its folder. A file system computes no
+    digests, so ``digests`` is always empty. An object and a folder cannot share a name: ``a`` and ``a/b`` raise
+    ``SinkConflict``.
 
     Parameters
     ----------
@@ -71,6 +73,9 @@ class LocalSink:
         self.fsync = fsync
         self._swept: set[str] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_swept": set()}  # folders that were swept here may hold leftovers elsewhere
+
     @property
     def uri(self) -> str:
         return f"file:{self.root}"
@@ -82,9 +87,9 @@ class LocalSink:
     def batch(self) -> Iterator[LocalSink]:
         """Share the waiting for the disk among many small objects.
 
-        Yields a sink whose ``put`` leaves the sync of small NEW objects to the end of the block. Objects that replace another
-        are synced at once as ever, so a power cut never costs the old one. After the block all are on disk: the engine writes
-        a tree's manifest, its commit marker, only then.
+        Yields a sink whose ``put`` leaves the sync of small NEW objects to the end of the block. Objects that replace
+        another are synced at once as ever, so a power cut never costs the old one. After the block all are on disk: the
+        engine writes a tree's manifest, its commit marker, only then.
         """
         batch = _BatchedLocalSink(self)
         yield batch
@@ -129,13 +134,18 @@ class LocalSink:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return
         except OSError as error:
+            if error.errno == errno.EROFS and not os.path.lexists(path):
+                return
             raise _sink_error(path, error) from error
-        folder = os.path.dirname(path)
-        with suppress(OSError):  # the first folder that still holds something ends it
-            while folder != self.root:
-                os.rmdir(folder)
-                self._swept.discard(folder)
-                folder = os.path.dirname(folder)
+        folder = self._prune(os.path.dirname(path))
+        if self.fsync:
+            # A manifest that came back after a power cut would vouch for objects that were changed since.
+            try:
+                _fsync_path(folder)
+            except FileNotFoundError:
+                pass  # another deletion took it away
+            except OSError as error:
+                raise _sink_error(folder, error) from error
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -156,6 +166,7 @@ class LocalSink:
             except BaseException:
                 with suppress(OSError):
                     os.unlink(temp)
+                self._prune(os.path.dirname(path))  # an empty folder would be in the way of a file of that name
                 raise
             finally:
                 os.close(fd)
@@ -173,22 +184,27 @@ class LocalSink:
             else:
                 os.fsync(fd)
                 os.replace(temp, path)
-                _fsync_path(os.path.dirname(path))
+                with suppress(FileNotFoundError):  # deleted again, with its folder
+                    _fsync_path(os.path.dirname(path))
         except OSError as error:
             raise _sink_error(path, error) from error
 
     def _create_temp(self, folder: str) -> tuple[int, str]:
         """Open a locked temporary file in ``folder``, making the folder and sweeping it first where needed."""
+        tries = _FOLDER_TRIES
         while True:
-            if folder not in self._swept:
-                self._make_folder(folder)
-                _sweep(folder)
-                self._swept.add(folder)
-            temp = f"{folder}/{_TEMP_PREFIX}{secrets.token_hex(8)}{_TEMP_SUFFIX}"
             try:
+                if folder not in self._swept:
+                    self._make_folder(folder)
+                    _sweep(folder)
+                    self._swept.add(folder)
+                temp = f"{folder}/{_TEMP_PREFIX}{secrets.token_hex(8)}{_TEMP_SUFFIX}"
                 fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # a delete elsewhere took the empty folder away
+            except (FileNotFoundError, FileExistsError):  # a delete elsewhere took the empty folder away
                 self._swept.discard(folder)
+                tries -= 1
+                if tries == 0:
+                    raise
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,6 +217,15 @@ class LocalSink:
                 os.unlink(temp)
                 raise
             os.close(fd)
+
+    def _prune(self, folder: str) -> str:
+        """Remove ``folder`` and those above it as long as they are empty; return the first that stays."""
+        with suppress(OSError):  # it still holds something
+            while folder != self.root:
+                os.rmdir(folder)
+                self._swept.discard(folder)
+                folder = os.path.dirname(folder)
+        return folder
 
     def _make_folder(self, folder: str) -> None:
         missing = []
@@ -266,7 +291,8 @@ class _BatchedLocalSink(LocalSink):
                 _sync_file_system(self.root)
             else:
                 for path in (*self.deferred, *{os.path.dirname(path) for path in self.deferred}):
-                    _fsync_path(path)
+                    with suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
+                        _fsync_path(path)
         except OSError as error:
             raise _sink_error(self.root, error) from error
         self.deferred.clear()
@@ -286,17 +312,32 @@ def open_local(uri: str, storage_options: Mapping[str, Any]) -> LocalSink:
         raise ConfigError(
             f"The file: sink has no storage option {sorted(unknown)[0]!r}.", hint="It knows 'fsync' (true or false)."
         )
+    fsync = storage_options.get("fsync", True)
+    if not isinstance(fsync, bool):
+        raise ConfigError(f"The option 'fsync' is true or false, not {fsync!r}.", hint="Write it without quotes.")
+    return LocalSink(_folder_of(uri), fsync=fsync)
+
+
+def _folder_of(uri: str) -> Path:
     path = uri
     if uri[:5].lower() == "file:":
         path = uri[5:]
         if path.startswith("//"):
             host, slash, rest = path[2:].partition("/")
             if host not in ("", "localhost"):
-                raise ConfigError(f"{uri} names the host {host!r}.", hint="Use file:///absolute/path or file:./relative.")
+                raise ConfigError(
+                    f"A file: URI names the host {host.rpartition('@')[2]!r}.",  # the URI itself may hold a password
+                    hint="Use file:///absolute/path or file:./relative.",
+                )
             path = unquote(slash + rest)
     if not path:
         raise ConfigError(f"{uri!r} names no folder.", hint="Use file:./artifacts, for example.")
-    return LocalSink(Path(path).expanduser(), fsync=storage_options.get("fsync", True))
+    if "\0" in path:
+        raise ConfigError(f"The folder {path!r} has a NUL byte in its name.", hint="Use file:./artifacts, for example.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path!r} names no home folder of this machine.", hint="Write the whole path.") from error
 
 
 def _copy(stream: BinaryIO, fd: int, path: str, on_bytes: OnBytes | None) -> int:
