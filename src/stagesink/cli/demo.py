@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,7 +30,7 @@ def demo(
     ] = DEFAULT_SINK,
     run_id: options.RunId = None,
     workdir: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--workdir", metavar="DIR", help="Empty folder to work in, kept. Default: a temporary one."),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the temporary folder too.")] = False,

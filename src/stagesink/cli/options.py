@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,9 +21,8 @@ def _stages() -> list[str]:
     return list(STAGES)
 
 
-# Optional[...] and not "X | None": typer evaluates these on every Python we support.
 Sink = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--sink",
         "-s",
@@ -33,7 +32,7 @@ Sink = Annotated[
     ),
 ]
 RunId = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--run-id",
         "-r",
@@ -43,7 +42,7 @@ RunId = Annotated[
     ),
 ]
 ConfigDir = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(
         "--config-dir",
         metavar="DIR",
@@ -52,7 +51,7 @@ ConfigDir = Annotated[
     ),
 ]
 Stage = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--stage",
         metavar="STAGE",
@@ -62,13 +61,13 @@ Stage = Annotated[
     ),
 ]
 Include = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--include", metavar="PATTERN", help="Only what matches, as '*.bin'. Repeatable.", rich_help_panel=_WHAT
     ),
 ]
 Exclude = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--exclude",
         metavar="PATTERN",
@@ -77,7 +76,7 @@ Exclude = Annotated[
     ),
 ]
 Workers = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option("--workers", "-j", min=1, max=64, metavar="N", help="Objects in flight at once. Default: 8."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would go where, and touch nothing.")]

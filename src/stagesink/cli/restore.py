@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ def restore(
         Path, typer.Option("--to", metavar="DIR", help="Folder to restore into; made when missing.", show_default=False)
     ],
     path: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(
             metavar="PATH", help="One upload, or all below this path. Default: all of the run.", show_default=False
         ),

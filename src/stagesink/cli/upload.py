@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -29,14 +28,7 @@ EPILOG = examples(
     "stagesink upload out/checkpoint --pack tar.zst --exclude 'optimizer*' --dry-run",
 )
 
-
-class Pack(str, Enum):
-    """How a folder is sent; typer makes the choices of it."""
-
-    NONE = "none"
-    TAR_GZ = "tar.gz"
-    TAR_ZST = "tar.zst"
-
+Pack = Literal["none", "tar.gz", "tar.zst"]
 
 _NEW_RUN = "a-new-run"  # stands for the run id that only an upload makes up
 
@@ -44,11 +36,11 @@ _NEW_RUN = "a-new-run"  # stands for the run id that only an upload makes up
 def upload(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.", show_default=False)],
     to: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--to", metavar="ARTIFACT_PATH", help="Where in the run it lands. Default: its own name."),
     ] = None,
     pack: Annotated[
-        Optional[Pack],  # noqa: UP045
+        Pack | None,
         typer.Option("--pack", help="Send a folder as one archive. Default: as --to ends, then artifacts.pack."),
     ] = None,
     stage: options.Stage = None,
@@ -69,7 +61,7 @@ def upload(
     manifest is, which is written last.
     """
     out = Output(as_json, quiet, verbose)
-    chosen = _Chosen(path, to, pack.value if pack else None, tuple(include or ()), tuple(exclude or ()))
+    chosen = _Chosen(path, to, pack, tuple(include or ()), tuple(exclude or ()))
     with options.open_uploader(sink, run_id, config_dir, stage=stage, workers=workers, quiet=quiet) as uploader:
         # Planned before a run is made up and before the backend is touched: what is wrong with PATH is said first.
         plan = chosen.plan(uploader, _known_run(run_id))
