@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,14 @@ class FtpServer:
     @property
     def url(self) -> str:
         return f"ftp://{self.user}:{self.password}@127.0.0.1:{self.port}/store"
+
+
+@cache
+def botocore_session() -> Any:
+    """One session for many clients: reading botocore's description of S3 takes half a second."""
+    from aiobotocore.session import AioSession
+
+    return AioSession()
 
 
 def free_port() -> int:

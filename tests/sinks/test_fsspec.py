@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import pytest
 from faults.proxy import Answer, DropReply, FaultProxy, Reset
-from servers import FtpServer, S3Server, free_port, installed
+from servers import FtpServer, S3Server, botocore_session, free_port, installed
 
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import (
@@ -43,7 +43,7 @@ KEY = ArtifactKey("run", "folder/object.bin")
 
 @pytest.fixture
 def s3(moto: S3Server, bucket: str, request: pytest.FixtureRequest) -> FsspecSink:
-    return FsspecSink(f"s3://{bucket}/{request.node.name}", moto.options())
+    return FsspecSink(f"s3://{bucket}/{request.node.name}", {**moto.options(), "session": botocore_session()})
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def proxy(moto: S3Server) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def proxied(moto: S3Server, bucket: str, proxy: FaultProxy, request: pytest.FixtureRequest) -> FsspecSink:
-    return FsspecSink(f"s3://{bucket}/{request.node.name}", moto.options(port=proxy.port))
+    options = {**moto.options(port=proxy.port), "session": botocore_session()}
+    return FsspecSink(f"s3://{bucket}/{request.node.name}", options)
 
 
 def drain(stream: BinaryIO) -> None:

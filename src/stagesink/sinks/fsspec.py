@@ -146,7 +146,9 @@ class FsspecSink:
         reading = f"{self._address(key)} could not be read"
         if self._commit == "pipe":
             with self._translating(reading):
-                return io.BytesIO(fs.cat_file(path))
+                data = fs.cat_file(path)
+            self._clients.give_back(fs)
+            return io.BytesIO(data)
         # A folder is no object: object stores open it as an empty file, others fail with an error that has no type.
         if self._commit == "rename" and self._stat(fs, path, key) is None:
             raise ArtifactNotFound(f"{self.uri} holds no {key}.")
