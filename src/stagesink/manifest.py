@@ -1,7 +1,7 @@
 """The manifest: what an upload holds, and the marker that it is whole.
 
-It is written last and lies beside what it describes, never inside: ``checkpoint/`` has ``checkpoint.manifest.json``. What has
-no manifest is not there.
+It is written last and lies beside what it describes, never inside: ``checkpoint/`` has ``checkpoint.manifest.json``.
+What has no manifest is not there.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class Manifest:
         document = self.to_dict()
         files = ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in document["files"])
         fields = [
-            f"  {json.dumps(name)}: " + (f"[\n    {files}\n  ]" if name == "files" else json.dumps(value, ensure_ascii=False))
+            f"  {json.dumps(name)}: "
+            + (f"[\n    {files}\n  ]" if name == "files" else json.dumps(value, ensure_ascii=False))
             for name, value in document.items()
         ]
         return ("{\n" + ",\n".join(fields) + "\n}\n").encode()

@@ -21,8 +21,9 @@ _RETRIED = (TransientSinkError, SourceChanged, VerificationError)
 class RetryPolicy:
     """Full-jitter exponential backoff by class of error, under one time budget for the whole transfer.
 
-    The budget runs while nothing moves: each byte sent starts it anew, so an upload of hours that fails at its end is tried
-    again. Once it is used up the backend counts as gone, and what was not tried yet fails at once instead of waiting its turn.
+    The budget runs from a failure until something moves: each byte sent and each call that succeeds stops it, so an
+    upload of hours that fails at its end is tried again. Once it is used up the backend counts as gone, and what was not
+    tried yet fails at once instead of waiting its turn, unless something moves after all.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class RetryPolicy:
     def __init__(self, options: TransferOptions, cancel: threading.Event) -> None:
         self._options = options
         self._cancel = cancel
-        self._moved_at = time.monotonic()
+        self._failing_since: float | None = None
         self._gone: TransientSinkError | None = None
         self._retrying = Retrying(
             retry=retry_if_exception_type(_RETRIED),
@@ -46,25 +47,33 @@ class RetryPolicy:
 
     def call(self, attempt: Callable[[], T]) -> T:
         """Call ``attempt`` until it succeeds or should not be tried again; then its last error is raised."""
-        if self._gone is not None:
+        gone = self._gone
+        if gone is not None:
             raise TransientSinkError(
-                f"Not tried: nothing had moved for {self._options.budget:g} s. The last failure was: {self._gone.message}",
-                hint=self._gone.hint,
+                f"Not tried: the time for retries ({self._options.budget:g} s) was used up. "
+                f"The last failure was: {gone.message}",
+                hint=gone.hint,
             )
         try:
             # The first attempt goes past tenacity: its bookkeeping costs more than sending a small file.
-            return attempt()
+            result = attempt()
         except _RETRIED as first:
-            return self._retrying(_after(first, attempt))
+            result = self._retrying(_after(first, attempt))
+        self.moved()
+        return result
 
     def moved(self) -> None:
-        """Note that the backend took or gave some bytes just now."""
-        self._moved_at = time.monotonic()
+        """Note that the backend took or gave something just now."""
+        self._failing_since = self._gone = None
 
     def _stop(self, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, TransientSinkError):
-            if time.monotonic() - self._moved_at + state.upcoming_sleep > self._options.budget:
+            now = time.monotonic()
+            since = self._failing_since  # read once: another thread may set it to None
+            if since is None:
+                since = self._failing_since = now
+            if now - since + state.upcoming_sleep > self._options.budget:
                 self._gone = error
                 return True
             return state.attempt_number >= self._options.attempts
@@ -72,7 +81,7 @@ class RetryPolicy:
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
-        bound = min(self._options.max_wait, self._options.initial * 2.0 ** (state.attempt_number - 1))
+        bound = min(self._options.max_wait, self._options.initial * 2.0 ** min(state.attempt_number - 1, 64))
         # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
         wait = random.uniform(0, bound)
         if isinstance(error, TransientSinkError) and error.retry_after is not None:
