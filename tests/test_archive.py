@@ -440,7 +440,7 @@ def test_a_failure_keeps_the_old_archive_and_leaves_nothing(tmp_path: Path, monk
     (home / "a.tar.gz").write_bytes(b"old")
     tree = scan_tree(folder)
     (folder / "b").unlink()
-    monkeypatch.setattr("stagesink.archive.scan_tree", lambda _: tree)  # it vanished right after the scan
+    monkeypatch.setattr("stagesink.archive.pack.scan_tree", lambda _: tree)  # it vanished right after the scan
     with pytest.raises(SourceNotFound):
         create_checkpoint_archive(folder, 1, home / "a.tar.gz")
     assert contents(home) == {"a.tar.gz": b"old"}
