@@ -194,17 +194,20 @@ class _StoredSource:
         self._object = (sink, key, entry, cancel)
 
     def open(self) -> BinaryIO:
-        return cast("BinaryIO", _VerifyingStream(*self._object))
+        sink, key, entry, cancel = self._object
+        # Opened first: a stream that was never whole would still be closed when it is collected.
+        raw = sink.open(key)
+        return cast("BinaryIO", _VerifyingStream(raw, f"{sink.uri} for {key}", entry, cancel))
 
     def fingerprint(self) -> Hashable:
         return None
 
 
 class _VerifyingStream(io.RawIOBase):
-    def __init__(self, sink: ArtifactSink, key: ArtifactKey, entry: ManifestEntry, cancel: threading.Event) -> None:
-        self._raw = sink.open(key)
-        self._readinto = getattr(self._raw, "readinto", None)
-        self._what = f"{sink.uri} for {key}"
+    def __init__(self, raw: BinaryIO, what: str, entry: ManifestEntry, cancel: threading.Event) -> None:
+        self._raw = raw
+        self._readinto = getattr(raw, "readinto", None)
+        self._what = what
         self._entry = entry
         self._cancel = cancel
         self._digest = hashlib.sha256()
