@@ -209,7 +209,7 @@ def test_once_the_budget_is_used_up_the_rest_fails_at_once_as_not_tried(clock: C
     with pytest.raises(TransientSinkError):
         retry.call(Attempts(TransientSinkError("gone"), forever=True))
     untried = Attempts()
-    with pytest.raises(TransientSinkError, match="Not tried.*gone") as caught:
+    with pytest.raises(TransientSinkError, match=r"Not tried.*gone") as caught:
         retry.call(untried)
     assert untried.count == 0
     assert caught.value.hint

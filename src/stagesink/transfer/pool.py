@@ -38,11 +38,12 @@ def run_jobs(
         Called about ten times a second from the calling thread.
     """
     queue = deque(job for _, job in sorted(jobs, key=lambda sized: -sized[0]))
+    crew = _Crew(queue, workers, cancel)
     if min(workers, len(queue)) <= 1:
-        for job in queue:
+        while (job := crew.pick()) is not None:
             job()
         return
-    _Crew(queue, workers, cancel).run(tick or (lambda: None))
+    crew.run(tick or (lambda: None))
 
 
 class _Crew:
@@ -80,6 +81,14 @@ class _Crew:
         if self._error is not None:
             raise self._error
 
+    def pick(self) -> Job | None:
+        """Take the next job: a large one, and now and then the smallest. None when all are taken."""
+        with self._lock:
+            if not self._queue:
+                return None
+            self._picks += 1
+            return self._queue.pop() if self._picks % _SMALL_EVERY == 0 else self._queue.popleft()
+
     def _hire(self, count: int) -> None:
         with self._lock:
             self._busy += count
@@ -92,7 +101,7 @@ class _Crew:
 
     def _work(self) -> None:
         try:
-            while not self._cancel.is_set() and (job := self._pick()) is not None:
+            while not self._cancel.is_set() and (job := self.pick()) is not None:
                 job()
         except BaseException as error:
             if not self._cancel.is_set():  # afterwards it is only what cancelling does to a job
@@ -103,10 +112,3 @@ class _Crew:
                 self._busy -= 1
                 if self._busy == 0:
                     self._done.set()
-
-    def _pick(self) -> Job | None:
-        with self._lock:
-            if not self._queue:
-                return None
-            self._picks += 1
-            return self._queue.pop() if self._picks % _SMALL_EVERY == 0 else self._queue.popleft()

@@ -22,8 +22,8 @@ class RetryPolicy:
     """Full-jitter exponential backoff by class of error, under one time budget for the whole transfer.
 
     The budget runs from a failure until something moves: each byte sent and each call that succeeds stops it, so an
-    upload of hours that fails at its end is tried again. Once it is used up the backend counts as gone, and what was not
-    tried yet fails at once instead of waiting its turn, unless something moves after all.
+    upload of hours that fails at its end is tried again. Once it is used up the backend counts as gone, and what was
+    not tried yet fails at once instead of waiting its turn, unless something moves after all.
 
     Parameters
     ----------

@@ -1,0 +1,164 @@
+"""Running jobs on a few threads: the order, the defects, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from stagesink.transfer.pool import run_jobs
+
+
+def ordered(sizes: list[int], *, workers: int) -> list[int]:
+    """Run jobs of these sizes; the first to be picked keeps its thread busy until all others have run."""
+    order: list[int] = []
+    rest = threading.Event()
+    lock = threading.Lock()
+
+    def job(size: int) -> Callable[[], None]:
+        def run() -> None:
+            with lock:
+                order.append(size)
+                first = len(order) == 1
+                if len(order) == len(sizes):
+                    rest.set()
+            if first and workers > 1:
+                rest.wait()
+
+        return run
+
+    run_jobs([(size, job(size)) for size in sizes], workers=workers, cancel=threading.Event())
+    return order
+
+
+def test_large_ones_go_first_and_every_fourth_pick_takes_the_smallest() -> None:
+    assert ordered([3, 9, 1, 7, 5, 8, 2, 6, 4], workers=2) == [9, 8, 7, 1, 6, 5, 4, 2, 3]
+
+
+def test_one_worker_takes_them_in_the_same_order() -> None:
+    assert ordered([3, 9, 1, 7, 5, 8, 2, 6, 4], workers=1) == [9, 8, 7, 1, 6, 5, 4, 2, 3]
+
+
+def test_small_ones_are_not_starved_by_large_ones_that_never_end() -> None:
+    small_ran, picked = threading.Event(), []
+
+    def large() -> None:
+        picked.append("large")
+        if len(picked) > 1:
+            assert small_ran.wait(60)
+
+    # Two large ones block both threads from the second pick on, unless a small one gets its turn.
+    run_jobs(
+        [(100, large), (100, lambda: None), (100, lambda: None), (100, large), (1, small_ran.set)],
+        workers=2,
+        cancel=threading.Event(),
+    )
+    assert small_ran.is_set()
+
+
+@pytest.mark.parametrize("workers", [-1, 0, 1, 2, 8, 1000])
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_every_job_runs_exactly_once_whatever_the_number_of_workers(count: int, workers: int) -> None:
+    ran: list[int] = []
+    jobs = [(n % 7, lambda n=n: ran.append(n)) for n in range(count)]  # type: ignore[misc]
+    run_jobs(jobs, workers=workers, cancel=threading.Event())
+    assert sorted(ran) == list(range(count))
+
+
+def test_no_more_jobs_run_at_once_than_there_are_workers() -> None:
+    lock, running, most = threading.Lock(), 0, 0
+    both = threading.Barrier(3, timeout=60)
+
+    def job() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        both.wait()  # passes only when three run at the same time
+        with lock:
+            running -= 1
+
+    run_jobs([(1, job)] * 9, workers=3, cancel=threading.Event())
+    assert most == 3
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_defect_in_a_job_is_raised_and_ends_the_rest(workers: int) -> None:
+    cancel = threading.Event()
+    ran = []
+
+    def job(n: int) -> None:
+        if n == 99:
+            raise ZeroDivisionError("a defect")
+        ran.append(n)
+        if workers > 1:
+            assert cancel.wait(60)  # the others see that they should stop
+
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        run_jobs([(n, lambda n=n: job(n)) for n in range(100)], workers=workers, cancel=cancel)  # type: ignore[misc]
+    assert len(ran) < 50
+
+
+def test_what_stops_the_calling_thread_stops_the_jobs() -> None:
+    cancel, started = threading.Event(), threading.Event()
+    stopped = []
+
+    def job() -> None:
+        started.set()
+        stopped.append(cancel.wait(60))
+
+    def tick() -> None:
+        if started.is_set():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([(1, job)] * 20, workers=3, cancel=cancel, tick=tick)
+    assert cancel.is_set()
+    assert all(stopped)
+    assert 1 <= len(stopped) <= 3
+
+
+def test_ctrl_c_is_not_kept_waiting_by_a_job_that_does_not_listen() -> None:
+    never, started = threading.Event(), threading.Event()
+
+    def deaf() -> None:
+        started.set()
+        never.wait(110)  # the test's own time limit is near this
+
+    def tick() -> None:
+        if started.is_set():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([(1, deaf)] * 2, workers=2, cancel=threading.Event(), tick=tick)
+    never.set()
+
+
+def test_a_real_ctrl_c_in_the_only_thread_passes_through() -> None:
+    def job() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([(1, job)], workers=8, cancel=threading.Event())
+
+
+def test_ticks_come_from_the_calling_thread_while_jobs_run() -> None:
+    here, ticked = threading.get_ident(), threading.Event()
+    threads = set()
+
+    def tick() -> None:
+        threads.add(threading.get_ident())
+        ticked.set()
+
+    run_jobs([(1, lambda: ticked.wait(60) and None)] * 2, workers=2, cancel=threading.Event(), tick=tick)
+    assert threads == {here}
+
+
+def test_no_thread_is_left_behind() -> None:
+    run_jobs([(1, lambda: None)] * 100, workers=8, cancel=threading.Event())
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("stagesink-") and thread.is_alive()]
+    for thread in left:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in left)
