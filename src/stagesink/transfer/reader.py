@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from stagesink.artifacts import Fingerprint, Source
 from stagesink.errors import SourceChanged, SourceUnreadable, TransferCancelled
-from stagesink.sinks._chunks import chunks
+from stagesink.streams import chunks, filler
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -23,8 +23,8 @@ DIGESTS = frozenset(_NEW)
 class ReadOnce:
     """One attempt's view of a source. It is a :class:`~stagesink.artifacts.Source` itself; open it once.
 
-    ``read()`` raises :class:`~stagesink.errors.SourceChanged` with the last bytes when the file is no longer the one that was
-    opened, so that a sink never commits a torn object.
+    ``read()`` raises :class:`~stagesink.errors.SourceChanged` with the last bytes when the file is no longer the one
+    that was opened, so that a sink never commits a torn object.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ class ReadOnce:
         if self._stream is not None:
             self._stream.close()
         hashes = {name: _NEW[name](usedforsecurity=False) for name in self._algorithms}
-        self._stream = _HashingStream(self.source, self._before, self.size, hashes, self._cancel)
+        raw = self.source.open()
+        self._stream = _HashingStream(raw, self.source, self._before, self.size, hashes, self._cancel)
         return cast("BinaryIO", self._stream)
 
     def fingerprint(self) -> Hashable:
@@ -72,7 +73,13 @@ class ReadOnce:
 
 class _HashingStream(io.RawIOBase):
     def __init__(
-        self, source: Source, before: Hashable, size: int | None, hashes: dict[str, Any], cancel: threading.Event
+        self,
+        raw: BinaryIO,
+        source: Source,
+        before: Hashable,
+        size: int | None,
+        hashes: dict[str, Any],
+        cancel: threading.Event,
     ) -> None:
         self.hashes = hashes
         self._updates = [digest.update for digest in hashes.values()]
@@ -82,8 +89,8 @@ class _HashingStream(io.RawIOBase):
         self._before = before
         self._size = size
         self._cancel = cancel
-        self._raw = source.open()
-        self._readinto = getattr(self._raw, "readinto", None)
+        self._raw = raw
+        self._fill = filler(raw)
 
     def readable(self) -> bool:
         return True
@@ -91,19 +98,14 @@ class _HashingStream(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         if self._cancel.is_set():
             raise TransferCancelled("The transfer was stopped.")
-        if self.whole:
-            return 0
         view = memoryview(buffer)
+        if self.whole or not view:  # asking for nothing and getting it is not the end
+            return 0
         try:
-            if self._readinto is not None:
-                count = cast("int", self._readinto(view))
-            else:
-                data = self._raw.read(len(view))
-                count = len(data)
-                view[:count] = data
+            count = self._fill(view)
         except OSError as error:
             raise SourceUnreadable(
-                f"{self._source} cannot be read: {error.strerror or error}.", hint="Check the disk it lies on."
+                f"{self._name()} cannot be read: {error.strerror or error}.", hint="Check the disk it lies on."
             ) from error
         if count:
             piece = view[:count]
@@ -128,7 +130,10 @@ class _HashingStream(io.RawIOBase):
         self.whole = True
 
     def _changed(self) -> None:
-        raise SourceChanged(f"{getattr(self._source, 'path', 'The source')} changed while it was read.")
+        raise SourceChanged(f"{self._name()} changed while it was read.")
+
+    def _name(self) -> str:
+        return str(getattr(self._source, "path", "The source"))
 
 
 def digest_of(source: Source, cancel: threading.Event) -> str:
