@@ -4,9 +4,9 @@
     make bench ARGS="--runs 3 --only archive"
 
 Each run writes into a fresh folder on the same disk, and nothing is removed between the runs of small files: ext4 makes
-new files several times slower for half a minute after thousands were deleted. Before each run, outside the clock, the disk is
-synced. Times are of the call, in a process that has imported what it needs already; `cp` and `sha256sum` are processes of
-their own, as a person would start them.
+new files several times slower for half a minute after thousands were deleted. Before each run, outside the clock, the
+disk is synced. Times are of the call, in a process that has imported what it needs already; `cp` and `sha256sum` are
+processes of their own, as a person would start them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from stagesink.transfer import Transfer, TransferOptions, plan_tree
 Run = Callable[[Path, Path], None]
 
 MB = 1_000_000
+SUMS = "find . -type f -print0 | sort -z | xargs -0 sha256sum"
 OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
 
@@ -86,9 +87,7 @@ def then_compare(peer: Run) -> Run:
     def run(source: Path, target: Path) -> None:
         peer(source, target)
         sums = [
-            subprocess.run(
-                "find . -type f -print0 | sort -z | xargs -0 sha256sum", shell=True, cwd=side, check=True, capture_output=True
-            ).stdout
+            subprocess.run(SUMS, shell=True, cwd=side, check=True, capture_output=True).stdout
             for side in (source, target)
         ]
         if sums[0] != sums[1]:
@@ -107,7 +106,9 @@ FORMS: dict[str, tuple[Run, Callable[[Run], Run]]] = {
 # -- measuring -----------------------------------------------------------------------------------------------------------
 
 
-def alternate(contestants: dict[str, Run], source: Path, room: Path, runs: int, *, keep: bool) -> dict[str, list[float]]:
+def alternate(
+    contestants: dict[str, Run], source: Path, room: Path, runs: int, *, keep: bool
+) -> dict[str, list[float]]:
     """Run all contestants in turn, ``runs`` times after one round that does not count; return seconds by name."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(runs + 1):
@@ -155,12 +156,17 @@ def archives(runs: int, room: Path) -> list[str]:
     def by_us(suffix: str) -> Run:
         return lambda source, target: void(stagesink.create_checkpoint_archive(source, 1, f"{target}{suffix}"))
 
-    contestants = {"stagesink .tar.gz": by_us(".tar.gz"), "stagesink .tar.zst": by_us(".tar.zst"), 'tarfile "w:gz"': by_tarfile}
+    contestants = {
+        "stagesink .tar.gz": by_us(".tar.gz"),
+        "stagesink .tar.zst": by_us(".tar.zst"),
+        'tarfile "w:gz"': by_tarfile,
+    }
     here = room / "archives"
     here.mkdir()
     seconds = alternate(contestants, weights, here, runs, keep=True)
     sizes = {name: max(p.stat().st_size for p in here.glob(f"1-{i}.*")) for i, name in enumerate(contestants)}
-    rows = [f"| {name} | {sizes[name] / MB:.1f} MB | {128 / statistics.median(s):.0f} MB/s |" for name, s in seconds.items()]
+    speeds = {name: 128 / statistics.median(values) for name, values in seconds.items()}
+    rows = [f"| {name} | {sizes[name] / MB:.1f} MB | {speed:.0f} MB/s |" for name, speed in speeds.items()]
     head = ["### Archive of 128 MB of float32 weights, fsync included", "", *table(seconds, reference='tarfile "w:gz"')]
     return [*head, "", "| | archive | speed |", "|---|---|---|", *rows, ""]
 
@@ -168,7 +174,11 @@ def archives(runs: int, room: Path) -> list[str]:
 def footprint(runs: int, room: Path) -> list[str]:
     """Peak memory of whole processes, and what the import costs."""
     lines = ["### Memory and import, of whole processes", "", "| | peak memory |", "|---|---|"]
-    for label, files, size in (("577 MB in 8 files", 8, 577 * MB // 8), ("one file of 2 GB", 1, 2000 * MB), ("2,000 small files", 2000, 16 << 10)):
+    for label, files, size in (
+        ("577 MB in 8 files", 8, 577 * MB // 8),
+        ("one file of 2 GB", 1, 2000 * MB),
+        ("2,000 files of 16 KiB", 2000, 16 << 10),
+    ):
         source = room / f"memory-{files}"
         make_files(source, files, size)
         for what, code in (
@@ -187,9 +197,10 @@ def footprint(runs: int, room: Path) -> list[str]:
             lines.append(f"| {label}, {what} | {int(done.stdout) * 1024 / MB:.0f} MB |")
             shutil.rmtree(target)
         shutil.rmtree(source)
-    seconds = {"python -c 'import stagesink'": [], "python -c pass": []}  # type: dict[str, list[float]]
+    programs = {"python -c 'import stagesink'": "import stagesink", "python -c pass": "pass"}
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(max(runs, 5) * 2):
-        for name, code in (("python -c 'import stagesink'", "import stagesink"), ("python -c pass", "pass")):
+        for name, code in programs.items():
             start = time.perf_counter()
             subprocess.run([sys.executable, "-c", code], check=True)
             seconds[name].append(time.perf_counter() - start)
@@ -207,7 +218,8 @@ def table(
         ratio = statistics.median(a / b for a, b in zip(seconds[first], values, strict=True))
         span = f"{min(values) * unit:.{digits}f} to {max(values) * unit:.{digits}f}"
         mark = f"**{ratio:.2f}x**" if reference in (None, name) else f"{ratio:.2f}x"
-        rows.append(f"| {name} | {statistics.median(values) * unit:.{digits}f} | {span} | {'' if name == first else mark} |")
+        median = f"{statistics.median(values) * unit:.{digits}f}"
+        rows.append(f"| {name} | {median} | {span} | {'' if name == first else mark} |")
     return rows
 
 
@@ -235,7 +247,7 @@ PARTS: dict[str, Callable[[int, Path], list[str]]] = {"copies": copies, "archive
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure stagesink beside its peers.")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each contestant (5)")
-    parser.add_argument("--only", choices=PARTS, action="append", help="one part; repeatable (default: all, and write the table)")
+    parser.add_argument("--only", choices=PARTS, action="append", help="one part (default: all, and write the table)")
     parser.add_argument("--dir", type=Path, help="folder on the disk to measure (default: the temporary folder)")
     given = parser.parse_args()
     lines = []
@@ -254,9 +266,9 @@ def preamble(runs: int) -> list[str]:
     return [
         "# Benchmarks",
         "",
-        f"Written by `make bench` on {datetime.now(timezone.utc):%Y-%m-%d} ({machine}). Median of {runs}, alternating. The last "
-        "column is stagesink's time over the other's, pair by pair: below 1 is faster. stagesink takes a sha256 of every byte "
-        "and writes a manifest in all three forms; the peers verify nothing of themselves.",
+        f"Written by `make bench` on {datetime.now(timezone.utc):%Y-%m-%d} ({machine}). Median of {runs}, alternating. "
+        "The last column is stagesink's time over the other's, pair by pair: below 1 is faster. stagesink takes a sha256 "
+        "of every byte and writes a manifest in all three forms; the peers verify nothing of themselves.",
         "",
     ]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from stagesink.config import load_config
-from stagesink.destination import choose_sink, without_secrets
+from stagesink.destination import choose_sink
+from stagesink.sinks.registry import without_secrets
 from stagesink.errors import ConfigError, UnknownScheme
 from stagesink.sinks.registry import is_registered
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from stagesink.tree import should_skip_file
     from stagesink.uploader import ArtifactUploader
 
-# Where each public name lives. They are imported at first use: `import stagesink` stays a matter of milliseconds in every
-# process of a job, also those that upload nothing.
+# Where each public name lives. They are imported at first use: `import stagesink` stays a matter of milliseconds in
+# every process of a job, also those that upload nothing.
 _HOMES = {
     "stagesink.archive": ("create_checkpoint_archive", "extract_checkpoint_archive"),
     "stagesink.artifacts": ("ArtifactKey", "FileSource", "MemorySource", "Receipt", "Source", "StoredArtifact"),

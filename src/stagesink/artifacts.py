@@ -63,7 +63,11 @@ class ArtifactKey:
     path: str
 
     def __post_init__(self) -> None:
-        if len(self.path) + len(self.run_id) < MAX_SEGMENT_BYTES and _PLAIN.fullmatch(self.path) and "/" not in self.run_id:
+        if (
+            len(self.path) + len(self.run_id) < MAX_SEGMENT_BYTES
+            and _PLAIN.fullmatch(self.path)
+            and "/" not in self.run_id
+        ):
             # The way nearly every name goes: nothing in it that any rule below could mind.
             _check_segment(self.run_id, self.run_id, "Run id")
             return
@@ -186,8 +190,8 @@ class StoredArtifact:
     size : int
         Bytes.
     digests : mapping of str to str
-        Hex digests by algorithm (``md5``, ``sha256``, ``crc32c``, ``crc64nvme``) that the BACKEND computed or stored; empty
-        when it computes none.
+        Hex digests by algorithm (``md5``, ``sha256``, ``crc32c``, ``crc64nvme``) that the BACKEND computed or stored;
+        empty when it computes none.
     """
 
     key: ArtifactKey

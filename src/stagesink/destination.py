@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stagesink.errors import ConfigError, UnknownScheme
-from stagesink.sinks.registry import is_registered, scheme_of
+from stagesink.sinks.registry import is_registered, scheme_of, without_secrets
 
 if TYPE_CHECKING:
     from stagesink.config import Config
@@ -17,10 +16,6 @@ if TYPE_CHECKING:
 AUTO = "auto"
 DEFAULT_SINK = "file:./artifacts"
 """Where ``auto`` goes when nothing speaks for another place; relative to the working folder."""
-
-_USER = re.compile(r"//(?:[^/@?#]*:(?!\d+/)[^?#]*|[^/?#]*)@")  # `//host:22/a@b` has a port, not a password
-_CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # `abfs://container@account` holds no user
-_QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +86,3 @@ def _surroundings(environ: Mapping[str, str]) -> SinkChoice:
             "azureml:" if to_azure else "mlflow:", f"MLFLOW_TRACKING_URI is {without_secrets(tracking)!r}"
         )
     return SinkChoice(DEFAULT_SINK, "nothing names a sink, an Azure ML job or an MLflow server")
-
-
-def without_secrets(uri: str) -> str:
-    """Return the URI fit for a log: no user, no password, no query."""
-    if "://" not in uri:
-        return uri
-    bare = _QUERY.sub("?***", uri)
-    return bare if scheme_of(uri) in _CONTAINER_SCHEMES else _USER.sub("//***@", bare, count=1)

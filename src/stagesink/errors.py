@@ -1,7 +1,7 @@
 """The error tree: every way a transfer can fail, as a type.
 
-Drivers and engine raise these and nothing else; the facade turns them into booleans. The class, never the message, decides
-what happens next: only :class:`TransientSinkError` and :class:`SourceChanged` are tried again.
+Drivers and engine raise these and nothing else; the facade turns them into booleans. The class, never the message,
+decides what happens next: only :class:`TransientSinkError` and :class:`SourceChanged` are tried again.
 
 Each error is one sentence that says what went wrong, and a ``hint`` that says what to do next.
 """
@@ -37,7 +37,8 @@ class StagesinkError(Exception):
         return f"{self.message} {self.hint}".strip()
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process borders with the executors that carry sinks; keyword arguments do not survive the default.
+        # Errors cross process borders with the executors that carry sinks; keyword arguments do not survive the
+        # default.
         return _rebuild, (type(self), self.__dict__)
 
 

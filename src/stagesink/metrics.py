@@ -35,10 +35,14 @@ class UploadMetrics:
                     figures["bytes"] += receipt.size
 
     def snapshot(self) -> Metrics:
-        """Return a copy: ``{stage: {sink uri: {"uploads", "failures", "files", "bytes", "attempts", "retries", "seconds"}}}``."""
+        """Return a copy: ``{stage: {sink uri: figures}}``.
+
+        The figures are ``uploads``, ``failures``, ``files``, ``bytes``, ``attempts``, ``retries`` and ``seconds``.
+        """
         with self._lock:
             return {
-                stage: {sink: dict(figures) for sink, figures in sinks.items()} for stage, sinks in self._figures.items()
+                stage: {sink: dict(figures) for sink, figures in sinks.items()}
+                for stage, sinks in self._figures.items()
             }
 
 

@@ -29,9 +29,9 @@ from stagesink.errors import (
     VerificationError,
 )
 from stagesink.sinks._backend_errors import secrets_of, shows_secret, sink_error
-from stagesink.sinks._chunks import chunks
 from stagesink.sinks.protocol import OnBytes
 from stagesink.sinks.registry import scheme_of
+from stagesink.streams import chunks
 
 logger = logging.getLogger(__name__)
 

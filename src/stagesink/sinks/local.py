@@ -24,8 +24,8 @@ from stagesink.errors import (
     SinkQuotaError,
     TransientSinkError,
 )
-from stagesink.sinks._chunks import chunks
 from stagesink.sinks.protocol import OnBytes
+from stagesink.streams import chunks
 
 _TEMP_PREFIX, _TEMP_SUFFIX = ".stagesink-", ".tmp"
 _DEFER_BELOW = 1 << 20  # bytes; a larger object's own fsync costs little beside writing it

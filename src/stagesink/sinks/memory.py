@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.errors import ArtifactNotFound
-from stagesink.sinks.protocol import CHUNK_BYTES, OnBytes
+from stagesink.sinks.protocol import OnBytes
+from stagesink.streams import chunks
 
 
 class _Store:
@@ -25,8 +26,8 @@ _stores_lock = threading.Lock()
 class MemorySink:
     """Objects in a dict. ``memory:NAME`` is the same store for all who open it in this process; ``memory:`` is one too.
 
-    A forked child has a copy of the store as it was, a pickled sink finds the store of that name where it is unpickled: the
-    memory of one process is not another's.
+    A forked child has a copy of the store as it was, a pickled sink finds the store of that name where it is unpickled:
+    the memory of one process is not another's.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -44,8 +45,8 @@ class MemorySink:
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
         parts = []
         with source.open() as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                parts.append(chunk)
+            for chunk in chunks(stream):
+                parts.append(bytes(chunk))
                 if on_bytes is not None:
                     on_bytes(len(chunk))
         data = b"".join(parts)

@@ -11,9 +11,6 @@ from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 OnBytes = Callable[[int], None]
 """Told how many more bytes were sent; a negative number takes back what an inner restart has to send again."""
 
-CHUNK_BYTES = 1 << 20
-"""Bytes a driver reads at a time."""
-
 
 @runtime_checkable
 class ArtifactSink(Protocol):
@@ -25,11 +22,13 @@ class ArtifactSink(Protocol):
     1.  ``put`` is all or nothing: a reader at any moment sees the old object, or the new one, or none; never a part. An
         error raised by the source while it is read reaches the caller unchanged, and nothing has landed.
     2.  ``put`` overwrites; the same bytes twice is a no-op in effect.
-    3.  What ``put`` returned, ``stat`` returns; ``digests`` are what the BACKEND computed or stored, not an echo of ours.
-    4.  ``list`` yields every object under the prefix exactly once, over any number of pages, and nothing half-written. A
-        prefix names an object or a folder: ``"a"`` covers ``a`` and ``a/b``, not ``ab``. A run that holds nothing is empty.
-    5.  A missing object: ``stat`` gives None, ``open`` raises :class:`~stagesink.errors.ArtifactNotFound`, ``delete`` is
-        silent.
+    3.  What ``put`` returned, ``stat`` returns; ``digests`` are what the BACKEND computed or stored, not an echo of
+        ours.
+    4.  ``list`` yields every object under the prefix exactly once, over any number of pages, and nothing half-written.
+        A prefix names an object or a folder: ``"a"`` covers ``a`` and ``a/b``, not ``ab``. A run that holds nothing is
+        empty.
+    5.  A missing object: ``stat`` gives None, ``open`` raises :class:`~stagesink.errors.ArtifactNotFound`, ``delete``
+        is silent.
     6.  Every failure is a :class:`~stagesink.errors.SinkError`; its class decides whether the engine retries.
     7.  Thread-safe; usable after fork and after pickling.
     8.  Bounded memory: an object of any size within a fixed number of part buffers.

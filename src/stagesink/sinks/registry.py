@@ -22,6 +22,10 @@ SinkFactory = Callable[[str, Mapping[str, Any]], ArtifactSink]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least, so that C:\\ is a path
 
+_USER = re.compile(r"//(?:[^/@?#]*:(?!\d+/)[^?#]*|[^/?#]*)@")  # `//host:22/a@b` has a port, not a password
+_CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # `abfs://container@account` holds no user
+_QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
+
 _BUILT_IN = {
     "memory": "stagesink.sinks.memory:open_memory",
     "file": "stagesink.sinks.local:open_local",
@@ -35,13 +39,22 @@ def scheme_of(uri: str) -> str:
     return match.group(1).lower() if match else "file"
 
 
+def without_secrets(uri: str) -> str:
+    """Return the URI fit for a log: no user, no password, no query."""
+    if "://" not in uri:
+        return uri
+    bare = _QUERY.sub("?***", uri)
+    return bare if scheme_of(uri) in _CONTAINER_SCHEMES else _USER.sub("//***@", bare, count=1)
+
+
 def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> ArtifactSink:
     """Open the sink that serves ``uri``.
 
     Parameters
     ----------
     uri : str
-        ``file:./artifacts``, ``memory:``, ``s3://bucket/prefix``, any other fsspec URL, or the scheme of an installed plug-in.
+        ``file:./artifacts``, ``memory:``, ``s3://bucket/prefix``, any other fsspec URL, or the scheme of an installed
+        plug-in.
     storage_options : mapping, optional
         Handed to the driver: credentials, endpoint and the like, as the backend's own client names them.
 
@@ -75,7 +88,9 @@ def _factory(scheme: str) -> SinkFactory:
     near = difflib.get_close_matches(scheme, known, n=1)
     raise UnknownScheme(
         f"No sink serves the scheme {scheme!r}.",
-        hint=f"Did you mean {near[0]!r}?" if near else "Use file:, memory:, s3://, az://, gs:// or install its plug-in.",
+        hint=f"Did you mean {near[0]!r}?"
+        if near
+        else "Use file:, memory:, s3://, az://, gs:// or install its plug-in.",
     )
 
 

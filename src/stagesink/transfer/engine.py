@@ -10,10 +10,17 @@ from dataclasses import replace
 from typing import cast
 
 from stagesink.artifacts import ArtifactKey, MemorySource, Proof, Receipt, StoredArtifact
-from stagesink.errors import ManifestError, SourceChanged, StagesinkError, TransferCancelled, TransferError, VerificationError
+from stagesink.errors import (
+    ManifestError,
+    SourceChanged,
+    StagesinkError,
+    TransferCancelled,
+    TransferError,
+    VerificationError,
+)
 from stagesink.manifest import Manifest, ManifestEntry
-from stagesink.sinks._chunks import chunks
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink
+from stagesink.streams import chunks
 from stagesink.transfer.options import TransferOptions
 from stagesink.transfer.plan import Plan, PlannedObject
 from stagesink.transfer.pool import run_jobs
@@ -53,8 +60,8 @@ class Transfer:
     def run(self, plan: Plan) -> tuple[Receipt, ...]:
         """Land every object of ``plan``, then its manifest.
 
-        What lies there already with the same bytes is not sent again. While objects change the old manifest is gone: a tree
-        without its manifest is not there. One failing object does not stop the others.
+        What lies there already with the same bytes is not sent again. While objects change the old manifest is gone: a
+        tree without its manifest is not there. One failing object does not stop the others.
 
         Returns
         -------
@@ -284,7 +291,15 @@ class _Landing:
         """Return the receipt of an object that did not land."""
         size = self.item.size or 0
         return Receipt(
-            self.item.key, self.run.sink.uri, size, None, self._seconds(), self.attempts, "failed", "none", error.message
+            self.item.key,
+            self.run.sink.uri,
+            size,
+            None,
+            self._seconds(),
+            self.attempts,
+            "failed",
+            "none",
+            error.message,
         )
 
     def _seconds(self) -> float:

@@ -19,7 +19,8 @@ class TransferOptions:
     attempts : int
         Times an object is tried when the backend fails in a way that may pass.
     reads : int
-        Times an object is read anew when its file changed meanwhile, or when the backend holds other bytes than were sent.
+        Times an object is read anew when its file changed meanwhile, or when the backend holds other bytes than were
+        sent.
     initial : float
         Seconds: the first wait is a random time up to this, and the bound doubles from one attempt to the next.
     max_wait : float
@@ -27,8 +28,9 @@ class TransferOptions:
     budget : float
         Seconds the transfer goes on retrying while no byte moves. After that what is left fails at once.
     verify : {"auto", "full", "size", "none"}
-        ``auto``: the strongest proof that costs no second transfer: the digest the backend computed, else that the object is
-        there with the right size. ``full`` reads every object back. ``size`` looks at sizes only. ``none`` believes the backend.
+        ``auto``: the strongest proof that costs no second transfer: the digest the backend computed, else that the
+        object is there with the right size. ``full`` reads every object back. ``size`` looks at sizes only. ``none``
+        believes the backend.
     """
 
     workers: int = 8

@@ -75,9 +75,7 @@ class Plan:
             ManifestEntry(item.key.path[strip:] or item.key.path.rpartition("/")[2], *sent[item.key])
             for item in self.objects
         )
-        base = Manifest(
-            self.run_id, self.path, self.kind, entries, None, self.skipped, self.details, self.provenance
-        )
+        base = Manifest(self.run_id, self.path, self.kind, entries, None, self.skipped, self.details, self.provenance)
         if self.kind != "archive":
             return base
         source = self.objects[0].source
@@ -87,7 +85,9 @@ class Plan:
         return replace(base, files=contents or (), archive=entries[0])
 
 
-def plan_file(run_id: str, path: str, file: str | os.PathLike[str], *, provenance: Mapping[str, str] | None = None) -> Plan:
+def plan_file(
+    run_id: str, path: str, file: str | os.PathLike[str], *, provenance: Mapping[str, str] | None = None
+) -> Plan:
     """Plan one file, landing exactly at ``path``.
 
     Raises
@@ -215,7 +215,9 @@ def _planned_file(run_id: str, path: str, file: Path) -> PlannedObject:
     source = FileSource(file)
     try:
         if file.is_dir():
-            raise SourceKindError(f"{file} is a folder where a file belongs.", hint="Name a file, or upload it as a tree.")
+            raise SourceKindError(
+                f"{file} is a folder where a file belongs.", hint="Name a file, or upload it as a tree."
+            )
         size = source.size
         source.open().close()
     except OSError as error:

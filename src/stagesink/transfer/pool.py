@@ -21,15 +21,16 @@ def run_jobs(
 ) -> None:
     """Run all jobs; return when the last has ended.
 
-    Large ones go first, since the last large one decides when all is done; every fourth pick takes the smallest left, so
-    that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread that
-    gets through small local files at more than a thousand a second is left alone, since a second would slow it down.
+    Large ones go first, since the last large one decides when all is done; every fourth pick takes the smallest left,
+    so that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread
+    that gets through small local files at more than a thousand a second is left alone, since a second would slow it
+    down.
 
     Parameters
     ----------
     jobs : sequence of (int, callable)
-        Size in bytes, and what to do. A job keeps its own failures; an exception out of one is a defect, ends the rest and
-        is raised here.
+        Size in bytes, and what to do. A job keeps its own failures; an exception out of one is a defect, ends the rest
+        and is raised here.
     workers : int
         Threads at most; one job, or one worker, runs in the calling thread.
     cancel : threading.Event
@@ -93,8 +94,8 @@ class _Crew:
         with self._lock:
             self._busy += count
         for _ in range(count):
-            # Daemons: a thread stuck in a dead connection must not keep the interpreter from leaving after Ctrl-C. Being
-            # cut off in the middle of a put is safe, by the first clause of the sink contract.
+            # Daemons: a thread stuck in a dead connection must not keep the interpreter from leaving after Ctrl-C.
+            # Being cut off in the middle of a put is safe, by the first clause of the sink contract.
             thread = threading.Thread(target=self._work, name=f"stagesink-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()

@@ -8,8 +8,8 @@ import threading
 from stagesink.artifacts import ArtifactKey
 from stagesink.errors import ArtifactNotFound, ManifestError, TransferCancelled
 from stagesink.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest_path
-from stagesink.sinks._chunks import chunks
 from stagesink.sinks.protocol import ArtifactSink
+from stagesink.streams import chunks
 
 
 def read_manifest(sink: ArtifactSink, key: ArtifactKey) -> Manifest | None:

@@ -24,6 +24,7 @@ from stagesink.errors import (
 from stagesink.manifest import Manifest, ManifestEntry
 from stagesink.sinks import open_sink
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink
+from stagesink.streams import filler
 from stagesink.transfer.options import TransferOptions
 from stagesink.transfer.patterns import Patterns
 from stagesink.transfer.pool import run_jobs
@@ -206,7 +207,7 @@ class _StoredSource:
 class _VerifyingStream(io.RawIOBase):
     def __init__(self, raw: BinaryIO, what: str, entry: ManifestEntry, cancel: threading.Event) -> None:
         self._raw = raw
-        self._readinto = getattr(raw, "readinto", None)
+        self._fill = filler(raw)
         self._what = what
         self._entry = entry
         self._cancel = cancel
@@ -220,12 +221,7 @@ class _VerifyingStream(io.RawIOBase):
         if self._cancel.is_set():
             raise TransferCancelled("The restore was stopped.")
         view = memoryview(buffer)
-        if self._readinto is not None:
-            count = cast("int", self._readinto(view))
-        else:
-            data = self._raw.read(len(view))
-            count = len(data)
-            view[:count] = data
+        count = self._fill(view)
         self._digest.update(view[:count])
         self._count += count
         if self._count > self._entry.size or (count == 0 and self._count < self._entry.size):
