@@ -36,7 +36,7 @@ SUMS = "find . -type f -print0 | sort -z | xargs -0 sha256sum"
 OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 
 
-# -- the peers: each copies the folder `source` to the folder `target`, which does not exist yet --------------------------
+# -- the peers: each copies the folder `source` to the folder `target`, which does not exist yet -----------------------
 
 
 def cp(source: Path, target: Path) -> None:
@@ -103,7 +103,7 @@ FORMS: dict[str, tuple[Run, Callable[[Run], Run]]] = {
 }
 
 
-# -- measuring -----------------------------------------------------------------------------------------------------------
+# -- measuring --------------------------------------------------------------------------------------------------------
 
 
 def alternate(
@@ -267,8 +267,8 @@ def preamble(runs: int) -> list[str]:
         "# Benchmarks",
         "",
         f"Written by `make bench` on {datetime.now(timezone.utc):%Y-%m-%d} ({machine}). Median of {runs}, alternating. "
-        "The last column is stagesink's time over the other's, pair by pair: below 1 is faster. stagesink takes a sha256 "
-        "of every byte and writes a manifest in all three forms; the peers verify nothing of themselves.",
+        "The last column is stagesink's time over the other's, pair by pair: below 1 is faster. stagesink takes a "
+        "sha256 of every byte and writes a manifest in all three forms; the peers verify nothing of themselves.",
         "",
     ]
 

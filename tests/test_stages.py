@@ -118,8 +118,7 @@ def test_a_destination_that_leaves_the_run_is_refused(destination):
         (("a", "enabled", "d", "file"), "The switch 'enabled' belongs to the whole stage."),
         (("a", "s", "{stem}.json", "file"), "Destination '{stem}.json' holds a placeholder that is not {name}."),
         (("a", "s", "{name}/{name}", "file"), "Destination '{name}/{name}' holds a placeholder that is not {name}."),
-        (("a", "s", "a.zip", "archive"), "Destination 'a.zip' of an archive ends neither in .tar.gz nor in .tgz nor in
-        .tar.zst."),
+        (("a", "s", "a.zip", "archive"), "Destination 'a.zip' of an archive ends in none of .tar.gz, .tgz, .tar.zst."),
     ],
 )
 def test_a_slot_that_makes_no_sense_is_refused(arguments, message):

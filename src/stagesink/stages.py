@@ -70,7 +70,7 @@ class Slot:
         ArtifactKey("run", bare)
         if self.kind == "archive" and not bare.endswith(tuple(ARCHIVE_SUFFIXES)):
             raise ConfigError(
-                f"Destination {self.destination!r} of an archive ends neither in {' nor in '.join(ARCHIVE_SUFFIXES)}.",
+                f"Destination {self.destination!r} of an archive ends in none of {', '.join(ARCHIVE_SUFFIXES)}.",
                 hint="The ending says how it is packed.",
             )
 
