@@ -7,9 +7,8 @@ import pytest
 
 from stagesink.config import load_config
 from stagesink.destination import choose_sink
-from stagesink.sinks.registry import without_secrets
 from stagesink.errors import ConfigError, UnknownScheme
-from stagesink.sinks.registry import is_registered
+from stagesink.sinks.registry import is_registered, without_secrets
 
 AZURE_JOB = {"AZUREML_RUN_ID": "r1", "AZUREML_ARM_WORKSPACE_NAME": "ws"}
 MLFLOW = {"MLFLOW_TRACKING_URI": "http://localhost:5000"}
