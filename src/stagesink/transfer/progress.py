@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 _CALL_SECONDS = 0.1  # between two calls of a callback
 _LINE_SECONDS = 30.0  # between two lines where no terminal redraws them
@@ -59,6 +60,7 @@ class ProgressCounter:
         self._bytes = 0
         self._start = time.monotonic()
         self._told = self._start
+        self._finished = False
 
     def add_bytes(self, count: int) -> None:
         with self._lock:
@@ -83,9 +85,10 @@ class ProgressCounter:
         assert self._callback is not None
         with self._lock:
             now = time.monotonic()
-            if not finished and now - self._told < _CALL_SECONDS:
-                return  # another thread was faster
+            if self._finished or (not finished and now - self._told < _CALL_SECONDS):
+                return  # a thread that Ctrl-C could not wait for; or another thread was faster
             self._told = now
+            self._finished = finished
             self._callback(
                 Progress(
                     self._label,
@@ -106,15 +109,40 @@ def progress_callback(style: ProgressStyle, stream: TextIO | None = None) -> Pro
     terminal and lines elsewhere, so that the log of a job does not fill with redrawn bars.
     """
     stream = stream if stream is not None else sys.stderr
-    if style == "auto":
-        style = "bar" if stream is not None and stream.isatty() else "lines"
     if style == "none" or stream is None:
         return None
-    return _Bar(stream) if style == "bar" else _Lines(stream)
+    screen = _Screen(stream)
+    if style == "auto":
+        style = "bar" if screen.isatty() else "lines"
+    return _Bar(screen) if style == "bar" else _Lines(screen)
+
+
+class _Screen:
+    """A text stream that shows what it can: a terminal that went away is no reason to stop an upload."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: it was closed, or cannot hold these characters
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class _Lines:
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: _Screen) -> None:
         self._stream = stream
         self._next = _LINE_SECONDS
 
@@ -127,17 +155,17 @@ class _Lines:
 
 
 class _Bar:
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: _Screen) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            TaskID,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
         from rich.progress import Progress as RichProgress
-        from rich.progress import TaskID
 
         columns = (
             TextColumn("{task.description}"),
@@ -147,7 +175,7 @@ class _Bar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[files]} files"),
         )
-        self._rich = RichProgress(*columns, console=Console(file=stream), transient=True)
+        self._rich = RichProgress(*columns, console=Console(file=cast("TextIO", stream)), transient=True)
         self._task: TaskID | None = None
 
     def __call__(self, progress: Progress) -> None:
