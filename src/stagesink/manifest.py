@@ -85,8 +85,8 @@ class Manifest:
             yield ManifestEntry(self.path, self.files[0].size, self.files[0].sha256)
 
     def same_content(self, other: Manifest) -> bool:
-        """Whether both describe the same bytes under the same names."""
-        return (self.kind, self.archive, frozenset(self.files)) == (other.kind, other.archive, frozenset(other.files))
+        """Whether both say the same, but for where it came from."""
+        return _content(self) == _content(other)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
@@ -136,6 +136,13 @@ class Manifest:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             # InvalidKey is a ValueError: a name with '..' ends here too.
             raise ManifestError(f"This manifest is damaged or was made to do harm: {error}") from error
+
+
+def _content(manifest: Manifest) -> tuple[object, ...]:
+    return (
+        *(manifest.run_id, manifest.path, manifest.kind, manifest.archive, frozenset(manifest.files)),
+        *(frozenset(manifest.skipped), dict(manifest.details)),
+    )
 
 
 _OWN_FIELDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import cast
 
 from stagesink.artifacts import ArtifactKey, MemorySource, Proof, Receipt, StoredArtifact
 from stagesink.errors import (
+    ArtifactNotFound,
     ManifestError,
     SourceChanged,
     StagesinkError,
@@ -98,15 +100,23 @@ class _Run:
 
     def run(self) -> tuple[Receipt, ...]:
         try:
+            return self._run()
+        finally:
+            self.counter.finish()
+
+    def _run(self) -> tuple[Receipt, ...]:
+        try:
             self._look_back()
         except StagesinkError as error:
             raise self._nothing_sent(error) from error
-        with self._batch() as self.target:
-            try:
+        try:
+            with self._batch() as self.target:
                 self._land_all(self.plan.objects)
                 self._confirm()
-            finally:
-                self.counter.finish()
+        except TransferCancelled:
+            raise
+        except StagesinkError as error:
+            raise self._not_durable(error) from error
         receipts = tuple(self.receipts[item.key] for item in self.plan.objects)
         if self.failures:
             raise TransferError(receipts, {key.path: error for key, error in sorted(self.failures.items())})
@@ -129,6 +139,15 @@ class _Run:
         ]
         return TransferError(receipts, {self.plan.path: error})
 
+    def _not_durable(self, error: StagesinkError) -> TransferError:
+        """What was put is there, but the batch could not make it stay: the disk is full or broken."""
+        failures = {key.path: failure for key, failure in sorted(self.failures.items())}
+        for key, receipt in self.receipts.items():
+            if receipt.status == "uploaded":
+                self._fail(key, error)
+        receipts = [self.receipts[item.key] for item in self.plan.objects if item.key in self.receipts]
+        return TransferError(receipts, {**failures, self.plan.path: error})
+
     # -- what is there already ---------------------------------------------------------------------------------------
 
     def _look_back(self) -> None:
@@ -142,12 +161,15 @@ class _Run:
         self.there = {key: (entries[key], stored) for key, stored in found.items() if stored.size == entries[key].size}
 
     def uncommit(self) -> None:
-        """Take the old manifest away before the first change: from here on the tree is not there."""
+        """Take the old manifest away before the first change: from here on the tree is not there.
+
+        Part of the attempt that makes this change, and tried again with it.
+        """
         if not self.committed:
             return
         with self._uncommit_lock:
             if self.committed:
-                self.retry.call(lambda: self.sink.delete(self.plan.manifest_key))
+                self.sink.delete(self.plan.manifest_key)
                 self.committed = False
 
     def _remove_stale(self) -> None:
@@ -156,8 +178,11 @@ class _Run:
             return
         named = {ArtifactKey(self.plan.run_id, entry.path) for entry in self.previous.objects()}
         for key in named - self.receipts.keys():
-            self.uncommit()
-            self.retry.call(lambda key=key: self.sink.delete(key))  # type: ignore[misc]
+            self.retry.call(lambda key=key: self._remove(key))  # type: ignore[misc]
+
+    def _remove(self, key: ArtifactKey) -> None:
+        self.uncommit()
+        self.sink.delete(key)
 
     # -- one object --------------------------------------------------------------------------------------------------
 
@@ -178,6 +203,13 @@ class _Run:
         if earlier is None:
             self.counter.add_file()
         self.receipts[item.key] = receipt
+
+    def read_back(self, key: ArtifactKey) -> str | None:
+        """Return the sha256 of what the store gives back, None when it holds nothing there."""
+        try:
+            return hash_object(self.sink, key, self.cancel, self.retry.moved)[1]
+        except ArtifactNotFound:
+            return None
 
     # -- proof -------------------------------------------------------------------------------------------------------
 
@@ -204,6 +236,7 @@ class _Run:
             if not lost:
                 return
             if reads_left:
+                self.counter.add_bytes(-sum(sent[key].size for key in lost))
                 self._land_all([item for item in self.plan.objects if item.key in lost])
                 continue
             for key in lost:
@@ -222,6 +255,7 @@ class _Run:
         if self.previous is not None and self.committed and manifest.same_content(self.previous):
             return
         source = MemorySource(manifest.to_bytes())
+        sha256 = hashlib.sha256(source.data).hexdigest()
 
         def put() -> None:
             stored = self.sink.put(manifest.key, source)
@@ -230,6 +264,8 @@ class _Run:
             there = self.sink.stat(manifest.key)
             if there is None or there.size != stored.size:
                 raise VerificationError(f"{self.sink.uri} accepted the manifest {manifest.key} and lost it.")
+            if self.options.verify == "full" and self.read_back(manifest.key) != sha256:
+                raise VerificationError(f"{self.sink.uri} gives back other bytes for {manifest.key} than were sent.")
 
         self.retry.call(put)
 
@@ -253,21 +289,32 @@ class _Landing:
         entry, stored = self.run.there[self.item.key]
         if self.item.size not in (None, entry.size):
             return None
+        reported = self._reported(stored)
         try:
-            sha256 = self._read_through("sha256")
+            ours = self._read_through(reported or "sha256")
         except SourceChanged:
             return None  # being written just now: put() reads it anew, up to its limit
+        sha256 = ours["sha256"]
         if sha256 != entry.sha256:
             return None
+        proof: Proof = "size"
+        if self.run.options.verify == "full":
+            if self.run.retry.call(lambda: self.run.read_back(self.item.key)) != sha256:
+                return None  # damaged or lost since: put() mends it
+            proof = "readback"
+        elif reported is not None:
+            if ours[reported] != stored.digests[reported]:
+                return None
+            proof = reported
         self.run.counter.add_bytes(entry.size)
-        return Receipt(self.item.key, stored.uri, entry.size, sha256, self._seconds(), 0, "unchanged", "size")
+        return Receipt(self.item.key, stored.uri, entry.size, sha256, self._seconds(), 0, "unchanged", proof)
 
     def put(self) -> Receipt:
         """Put the object once and check what the backend says of it."""
         run = self.run
-        run.uncommit()
-        self.attempts += 1
         reader = ReadOnce(self.item.source, run.cancel, run.reported)
+        run.uncommit()  # only now: a file that is gone by now costs the old upload nothing
+        self.attempts += 1
         try:
             stored = run.target.put(self.item.key, reader, on_bytes=self._on_bytes)
             digests = reader.digests()
@@ -319,30 +366,36 @@ class _Landing:
         if stored.size != reader.count:
             raise VerificationError(f"{uri} holds {stored.size} bytes of {key}; {reader.count} were sent.")
         if verify == "full":
-            if hash_object(self.run.sink, key, self.run.cancel)[1] != ours["sha256"]:
+            found = self.run.read_back(key)
+            if found is None:
+                raise VerificationError(f"{uri} accepted {reader.count} bytes for {key} and does not hold it.")
+            if found != ours["sha256"]:
                 raise VerificationError(f"{uri} gives back other bytes for {key} than were sent.")
             return "readback"
-        if verify == "auto":
-            for name in _STRONGEST:
-                if name in stored.digests and name in DIGESTS:
-                    return self._compare(name, ours, stored)
-        return "none"  # until it is confirmed to be there with its size
+        name = self._reported(stored)
+        return self._compare(name, ours, stored) if name is not None else "none"  # until its size is confirmed
+
+    def _reported(self, stored: StoredArtifact) -> Proof | None:
+        """Name the strongest digest that the backend reports and that is worth comparing, if any."""
+        if self.run.options.verify != "auto":
+            return None
+        return next((name for name in _STRONGEST if name in stored.digests and name in DIGESTS), None)
 
     def _compare(self, name: Proof, ours: dict[str, str], stored: StoredArtifact) -> Proof:
         """Hold our digest against the one the backend reports."""
         self.run.reported.add(name)
         # Read again only for the first objects, before it was known which digest this backend reports.
-        mine = ours[name] if name in ours else self._read_through(name)
+        mine = ours[name] if name in ours else self._read_through(name)[name]
         if mine != stored.digests[name]:
             raise VerificationError(f"{self.run.sink.uri} reports another {name} for {stored.key} than was sent.")
         return name
 
-    def _read_through(self, name: str) -> str:
+    def _read_through(self, name: str) -> dict[str, str]:
         reader = ReadOnce(self.item.source, self.run.cancel, [name])
         with reader.open() as stream:
             for _ in chunks(stream):
                 pass
-        return reader.digests()[name]
+        return reader.digests()
 
 
 def _proven_by_size(r: Receipt) -> Receipt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 
 from stagesink.artifacts import ArtifactKey
 from stagesink.errors import ArtifactNotFound, ManifestError, TransferCancelled
@@ -36,8 +37,10 @@ def read_manifest(sink: ArtifactSink, key: ArtifactKey) -> Manifest | None:
     return manifest
 
 
-def hash_object(sink: ArtifactSink, key: ArtifactKey, cancel: threading.Event) -> tuple[int, str]:
-    """Read an object to its end and return its size in bytes and its sha256."""
+def hash_object(
+    sink: ArtifactSink, key: ArtifactKey, cancel: threading.Event, moved: Callable[[], None]
+) -> tuple[int, str]:
+    """Read an object to its end and return its size in bytes and its sha256. ``moved`` is called after each piece."""
     digest = hashlib.sha256()
     size = 0
     with sink.open(key) as stream:
@@ -46,6 +49,7 @@ def hash_object(sink: ArtifactSink, key: ArtifactKey, cancel: threading.Event) -
                 raise TransferCancelled("The transfer was stopped.")
             digest.update(chunk)
             size += len(chunk)
+            moved()
     return size, digest.hexdigest()
 
 

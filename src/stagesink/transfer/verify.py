@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,28 +61,37 @@ def verify(
     cancel = threading.Event()
     retry = RetryPolicy(options, cancel)
     counter = ProgressCounter("verify", len(wanted), sum(entry.size for _, entry in wanted), progress)
-    checks: dict[ArtifactKey, Check] = {}
+    # By place, not by key: two manifests may name the same object and disagree about it.
+    checks: dict[int, Check] = {}
 
-    def check(key: ArtifactKey, entry: ManifestEntry) -> None:
+    def check(place: int, key: ArtifactKey, entry: ManifestEntry) -> None:
         try:
-            checks[key] = retry.call(lambda: _check(sink, key, entry, options, cancel))
+            checks[place] = retry.call(lambda: _check(sink, key, entry, options, cancel, retry.moved))
         except TransferCancelled:
             raise
         except StagesinkError as error:
-            checks[key] = Check(key, entry.size, "unreadable", str(error))
+            checks[place] = Check(key, entry.size, "unreadable", str(error))
         counter.add_bytes(entry.size)
         counter.add_file()
 
-    jobs = [(entry.size, lambda key=key, entry=entry: check(key, entry)) for key, entry in wanted]
+    jobs = [
+        (entry.size, lambda place=place, key=key, entry=entry: check(place, key, entry))
+        for place, (key, entry) in enumerate(wanted)
+    ]
     try:
         run_jobs(jobs, workers=options.workers, cancel=cancel, tick=counter.tick)
     finally:
         counter.finish()
-    return tuple(checks[key] for key, _ in wanted)
+    return tuple(checks[place] for place in range(len(wanted)))
 
 
 def _check(
-    sink: ArtifactSink, key: ArtifactKey, entry: ManifestEntry, options: TransferOptions, cancel: threading.Event
+    sink: ArtifactSink,
+    key: ArtifactKey,
+    entry: ManifestEntry,
+    options: TransferOptions,
+    cancel: threading.Event,
+    moved: Callable[[], None],
 ) -> Check:
     if options.verify == "size":
         stored = sink.stat(key)
@@ -91,7 +100,7 @@ def _check(
         size, sha256 = stored.size, entry.sha256
     else:
         try:
-            size, sha256 = hash_object(sink, key, cancel)
+            size, sha256 = hash_object(sink, key, cancel, moved)
         except ArtifactNotFound:
             return Check(key, entry.size, "missing", "The store does not hold it.")
     if size != entry.size:
