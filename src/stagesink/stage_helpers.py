@@ -38,7 +38,7 @@ def upload_training_artifacts(
         ``checkpoint`` and ``metrics_json``, for those that were given: True when it landed.
     """
     with ArtifactUploader(run_id, "training", config_dir, **options) as uploader:
-        return uploader.upload_slots({"checkpoint": checkpoint_dir, "metrics_json": metrics_json_path})
+        return uploader.upload_slots(_given(checkpoint=checkpoint_dir, metrics_json=metrics_json_path))
 
 
 def upload_conversion_artifacts(
@@ -68,7 +68,8 @@ def upload_conversion_artifacts(
         True when everything that was given landed.
     """
     with ArtifactUploader(run_id, "conversion", config_dir, **options) as uploader:
-        return all(uploader.upload_slots({"onnx_model": onnx_path, "conversion_log": conversion_log_path}).values())
+        slots = {"onnx_model": onnx_path, **_given(conversion_log=conversion_log_path)}
+        return all(uploader.upload_slots(slots).values())
 
 
 def upload_benchmark_artifacts(
@@ -94,7 +95,7 @@ def upload_benchmark_artifacts(
         ``benchmark_json``, when it was given.
     """
     with ArtifactUploader(run_id, "benchmark", config_dir, **options) as uploader:
-        return uploader.upload_slots({"benchmark_json": benchmark_json_path})
+        return uploader.upload_slots(_given(benchmark_json=benchmark_json_path))
 
 
 def upload_hpo_artifacts(
@@ -118,3 +119,8 @@ def upload_hpo_artifacts(
     """
     with ArtifactUploader(run_id, "hpo", config_dir, **options) as uploader:
         return uploader.upload_slots({"checkpoint": checkpoint_dir}, trial_number=trial_number)["checkpoint"]
+
+
+def _given(**paths: StrPath | None) -> dict[str, StrPath]:
+    """Leave out what was not handed over."""
+    return {name: path for name, path in paths.items() if path is not None}

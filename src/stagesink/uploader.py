@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
-from stagesink.config import Config, load_config, skip_artifact_logging
+from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
 from stagesink.destination import choose_sink
-from stagesink.errors import ConfigError, StagesinkError, TransferError
+from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
 from stagesink.runs import find_run
 from stagesink.sinks import ArtifactSink, open_sink
+from stagesink.sinks._backend_errors import secrets_of, shows_secret
+from stagesink.sinks.registry import without_secrets
 from stagesink.transfer import (
     Plan,
     ProgressCallback,
@@ -41,14 +43,14 @@ StrPath = str | os.PathLike[str]
 class ArtifactUploader:
     """Uploads a stage's artifacts and says with a boolean whether they landed.
 
-    ``True``: whole, proven, in the backend. ``False``: not; one logged line says why, and :attr:`receipts` and :attr:`errors`
-    have the details. A training run is never killed by an upload, unless ``on_failure="raise"``.
+    ``True``: whole, proven, in the backend. ``False``: not; one logged line says why, and :attr:`receipts` and
+    :attr:`errors` have the details. A training run is never killed by an upload, unless ``on_failure="raise"``.
 
     Parameters
     ----------
     run_id : str, optional
-        The run to upload for. Default: ``STAGESINK_RUN_ID``, the active MLflow run, ``MLFLOW_RUN_ID``, ``AZUREML_RUN_ID``;
-        for a sink that needs no tracking server then one made for this process.
+        The run to upload for. Default: ``STAGESINK_RUN_ID``, the active MLflow run, ``MLFLOW_RUN_ID``,
+        ``AZUREML_RUN_ID``; for a sink that needs no tracking server then one made for this process.
     stage : str, optional
         A stage of the stage table; its switches in ``mlflow.yaml`` govern what is uploaded.
     config_dir : path, optional
@@ -97,9 +99,13 @@ class ArtifactUploader:
         self._given_run_id = run_id
         self._given_sink = sink
         self._on_failure = on_failure
-        self._verify = verify
-        self._workers = workers
-        self._progress = progress
+        self._progress = progress if callable(progress) else None
+        self._arguments = {
+            "on_failure": on_failure,
+            "verify": verify,
+            "workers": workers,
+            "progress": None if callable(progress) else progress,
+        }
         self._metrics = UploadMetrics()
         self._said_skipped = False
 
@@ -114,8 +120,11 @@ class ArtifactUploader:
     def close(self) -> None:
         """Let go of the connections of a sink that was opened here."""
         if "sink" in self.__dict__ and self.sink is not self._given_sink:
-            self.sink.close()
-            del self.__dict__["sink"]
+            sink = self.__dict__.pop("sink")
+            try:
+                sink.close()
+            except Exception as error:
+                self._failed(f"{sink.uri} was not closed", error)
 
     # -- uploads -----------------------------------------------------------------------------------------------------
 
@@ -132,8 +141,9 @@ class ArtifactUploader:
         skip_if_disabled : bool
             False uploads even when the stage or the slot is switched off in the configuration.
         """
-        return self._guarded(
-            artifact_path, lambda: self._checkpoint(checkpoint_dir, artifact_path, force=not skip_if_disabled)
+        return self._upload(
+            artifact_path,
+            lambda: self._plan_checkpoint(_checked(checkpoint_dir), artifact_path, force=not skip_if_disabled),
         )
 
     def upload_packed_checkpoint(
@@ -153,7 +163,9 @@ class ArtifactUploader:
         trial_number : int, optional
             Of the HPO trial; goes into the manifest.
         """
-        return self._guarded(artifact_path, lambda: self._packed(checkpoint_dir, artifact_path, trial_number))
+        return self._upload(
+            artifact_path, lambda: self._plan_packed(_checked(checkpoint_dir), artifact_path, trial_number)
+        )
 
     def upload_file(self, file_path: StrPath, artifact_path: str | None = None) -> bool:
         """Upload one file.
@@ -164,8 +176,12 @@ class ArtifactUploader:
         artifact_path : str, optional
             The exact destination of the file, not a folder to put it in; the file's own name by default.
         """
-        destination = os.path.basename(os.fspath(file_path)) if artifact_path is None else artifact_path
-        return self._guarded(destination, lambda: self._file(file_path, destination))
+
+        def plan() -> Plan | None:
+            path = _checked(file_path)
+            return self._plan_file(path, _name_of(path) if artifact_path is None else artifact_path)
+
+        return self._upload(str(file_path) if artifact_path is None else artifact_path, plan)
 
     def upload_checkpoint_archive(
         self,
@@ -182,21 +198,19 @@ class ArtifactUploader:
             What :func:`stagesink.create_checkpoint_archive` returned with it.
         artifact_path : str
         """
-        return self._guarded(artifact_path, lambda: self._archive(archive_path, manifest, artifact_path))
+        return self._upload(artifact_path, lambda: self._plan_archive(_checked(archive_path), manifest, artifact_path))
 
     def upload_plan(self, plan: Plan) -> bool:
         """Upload what was planned for :attr:`run_id` already, if its stage and slot are switched on."""
-        return self._guarded(plan.path, lambda: not self._skipped(plan.path) and self._send(plan))
+        return self._upload(plan.path, lambda: None if self._skipped(plan.path) else plan)
 
-    def upload_slots(
-        self, paths: Mapping[str, StrPath | None], *, trial_number: int | None = None
-    ) -> dict[str, bool]:
+    def upload_slots(self, paths: Mapping[str, StrPath], *, trial_number: int | None = None) -> dict[str, bool]:
         """Upload what the stage hands over, slot by slot, each to the destination the stage table names.
 
         Parameters
         ----------
-        paths : mapping of str to path or None
-            By slot name; None leaves a slot out.
+        paths : mapping of str to path
+            By slot name.
         trial_number : int, optional
             For slots that land as archives.
 
@@ -206,22 +220,26 @@ class ArtifactUploader:
             One per slot that was given.
         """
 
-        def upload(name: str, path: StrPath) -> bool:
+        def plan(name: str, path: StrPath) -> Plan | None:
+            if self._all_skipped(name):
+                return None
             stage = self.config.stages.get(self.stage or "")
             slot = stage.slot(name) if stage is not None else None
             if slot is None:
-                raise ConfigError(f"The stage {self.stage!r} has no slot {name!r}.", hint="artifacts.stages adds slots.")
-            destination = slot.destination_of(os.path.basename(os.fspath(path)))
+                raise ConfigError(
+                    f"The stage {self.stage!r} has no slot {name!r}.", hint="artifacts.stages adds slots."
+                )
+            path = _checked(path)
+            destination = slot.destination_of(_name_of(path))
             if slot.kind == "tree":
-                return self._checkpoint(path, destination)
+                return self._plan_checkpoint(path, destination)
             if slot.kind == "archive":
-                return self._packed(path, destination, trial_number)
-            return self._file(path, destination)
+                return self._plan_packed(path, destination, trial_number)
+            return self._plan_file(path, destination)
 
         return {
-            name: self._guarded(name, lambda name=name, path=path: upload(name, path))  # type: ignore[misc]
+            name: self._upload(name, lambda name=name, path=path: plan(name, path))  # type: ignore[misc]
             for name, path in paths.items()
-            if path is not None
         }
 
     # -- policy, resolved at first use -------------------------------------------------------------------------------
@@ -229,7 +247,7 @@ class ArtifactUploader:
     @cached_property
     def config(self) -> Config:
         """The validated configuration."""
-        return load_config(self.config_dir)
+        return load_config(self.config_dir, arguments=self._arguments)
 
     @cached_property
     def sink(self) -> ArtifactSink:
@@ -249,8 +267,8 @@ class ArtifactUploader:
         """How transfers are carried out, as given here or configured."""
         settings = self.config.artifacts
         return TransferOptions(
-            workers=self._workers or settings.workers,
-            verify=self._verify or settings.verify,
+            workers=settings.workers,
+            verify=settings.verify,
             attempts=settings.retries.attempts,
             initial=settings.retries.initial,
             max_wait=settings.retries.max_wait,
@@ -260,43 +278,38 @@ class ArtifactUploader:
     @property
     def progress(self) -> ProgressCallback | None:
         """What shows the progress of a transfer, as given here or configured."""
-        style = self._progress if self._progress is not None else self.config.artifacts.progress
-        return style if callable(style) else progress_callback(style)
+        return self._progress or progress_callback(self.config.artifacts.progress)
 
     @property
     def metrics(self) -> Metrics:
-        """What this uploader has done so far: ``{stage: {sink uri: {"uploads", "failures", "files", "bytes", ...}}}``."""
+        """What this uploader has done so far: ``{stage: {sink uri: {"uploads", "failures", "bytes", ...}}}``."""
         return self._metrics.snapshot()
 
     # -- the way of one upload ---------------------------------------------------------------------------------------
 
-    def _checkpoint(self, folder: StrPath, destination: str, *, force: bool = False) -> bool:
-        if not force and self._skipped(destination):
-            return False
-        if force and self._all_skipped(destination):
-            return False
+    def _plan_checkpoint(self, folder: str, destination: str, *, force: bool = False) -> Plan | None:
+        skipped = self._all_skipped if force else self._skipped
+        if skipped(destination):
+            return None
         pack = self.config.artifacts.pack
         if pack != "none":
-            return self._send(self._plan_packed(folder, f"{destination}.{pack}", None))
-        return self._send(plan_tree(self.run_id, destination, folder, provenance=provenance(self.stage)))
+            return self._packed(folder, f"{destination}.{pack}", None)
+        return plan_tree(self.run_id, destination, folder, provenance=provenance(self.stage))
 
-    def _packed(self, folder: StrPath, destination: str, trial_number: int | None) -> bool:
+    def _plan_packed(self, folder: str, destination: str, trial_number: int | None) -> Plan | None:
+        return None if self._skipped(destination) else self._packed(folder, destination, trial_number)
+
+    def _plan_file(self, file: str, destination: str) -> Plan | None:
         if self._skipped(destination):
-            return False
-        return self._send(self._plan_packed(folder, destination, trial_number))
+            return None
+        return plan_file(self.run_id, destination, file, provenance=provenance(self.stage))
 
-    def _file(self, file: StrPath, destination: str) -> bool:
+    def _plan_archive(self, archive: str, manifest: Mapping[str, Any] | None, destination: str) -> Plan | None:
         if self._skipped(destination):
-            return False
-        return self._send(plan_file(self.run_id, destination, file, provenance=provenance(self.stage)))
+            return None
+        return plan_archive(self.run_id, destination, archive, manifest=manifest, provenance=provenance(self.stage))
 
-    def _archive(self, archive: StrPath, manifest: Mapping[str, Any] | None, destination: str) -> bool:
-        if self._skipped(destination):
-            return False
-        plan = plan_archive(self.run_id, destination, archive, manifest=manifest, provenance=provenance(self.stage))
-        return self._send(plan)
-
-    def _plan_packed(self, folder: StrPath, destination: str, trial_number: int | None) -> Plan:
+    def _packed(self, folder: str, destination: str, trial_number: int | None) -> Plan:
         return plan_packed_tree(
             self.run_id,
             destination,
@@ -307,7 +320,7 @@ class ArtifactUploader:
             provenance=provenance(self.stage),
         )
 
-    def _send(self, plan: Plan) -> bool:
+    def _send(self, plan: Plan) -> None:
         start = time.monotonic()
         receipts: tuple[Receipt, ...] = ()
         failed = True
@@ -320,11 +333,16 @@ class ArtifactUploader:
         finally:
             seconds = time.monotonic() - start
             self.receipts.extend(receipts)
-            for metrics in (self._metrics, PROCESS_METRICS):
-                metrics.add(self.stage, self.sink.uri, receipts, seconds, failed=failed)
+            self._count(receipts, seconds, failed=failed)
         sent = sum(receipt.size for receipt in receipts)
-        logger.info("%s: %d files, %.1f MB in %.1f s, in %s", plan.path, len(receipts), sent / 1e6, seconds, self.sink.uri)
-        return True
+        logger.info(
+            "%s: %d files, %.1f MB in %.1f s, in %s", plan.path, len(receipts), sent / 1e6, seconds, self.sink.uri
+        )
+
+    def _count(self, receipts: tuple[Receipt, ...], seconds: float, *, failed: bool) -> None:
+        sink = self.sink.uri if "sink" in self.__dict__ else ""  # none could be opened
+        for metrics in (self._metrics, PROCESS_METRICS):
+            metrics.add(self.stage, sink, receipts, seconds, failed=failed)
 
     def _skipped(self, destination: str) -> bool:
         if self._all_skipped(destination):
@@ -349,21 +367,32 @@ class ArtifactUploader:
         key = ArtifactKey(self._given_run_id or "-", destination)
         self.receipts.append(Receipt(key, "", 0, None, 0.0, 0, "skipped", "none", why))
 
-    def _guarded(self, what: str, upload: Callable[[], bool]) -> bool:
-        """Turn errors into ``False``: the only place that does, and the only broad ``except``."""
+    def _upload(self, what: str, make_plan: Callable[[], Plan | None]) -> bool:
+        """Plan and send, and turn errors into ``False``."""
         try:
-            return upload()
+            try:
+                plan = make_plan()
+            except Exception:
+                self._count((), 0.0, failed=True)
+                raise
+            if plan is not None:
+                self._send(plan)
+            return plan is not None
         except Exception as error:
-            known = error if isinstance(error, StagesinkError) else _wrapped(what, error)
-            self.errors.append(known)
-            if self._raises():
-                raise  # whoever catches it reports it
-            if known is error:
-                logger.error("%s was not uploaded: %s", what, error)
-            else:
-                # A defect, ours or a third party's sink. It must not kill the training run either, so its trace is logged.
-                logger.exception("%s was not uploaded: unexpected %s.", what, type(error).__name__)
+            self._failed(f"{what} was not uploaded", error)
             return False
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """Log an error instead of raising it. Only here may a broad ``except`` end."""
+        known = error if isinstance(error, StagesinkError) else self._defect(error)
+        self.errors.append(known)
+        if not self._raises():
+            # What was not foreseen must not kill the training run either, so its trace is logged.
+            logger.error("%s: %s", what, known, exc_info=None if known is error else known.__cause__)
+        elif error is known or error is known.__cause__:
+            raise error  # whoever catches it reports it
+        else:
+            raise known from None
 
     def _raises(self) -> bool:
         if self._on_failure is not None:
@@ -371,10 +400,34 @@ class ArtifactUploader:
         # A configuration that cannot be read cannot ask for anything.
         return "config" in self.__dict__ and self.config.artifacts.on_failure == "raise"
 
+    def _defect(self, error: Exception) -> StagesinkError:
+        """Wrap an error that is none of ours: a defect, here or in a third party's sink."""
+        wrapped = StagesinkError(f"Unexpected {type(error).__name__}.", hint="Please report it with its trace.")
+        if not self._quotes_secret(error):
+            wrapped.__cause__ = error
+        return wrapped
 
-def _wrapped(what: str, error: Exception) -> StagesinkError:
-    wrapped = StagesinkError(f"{what}: unexpected {type(error).__name__}.", hint="Please report it with the logged trace.")
-    wrapped.__cause__ = error
-    return wrapped
+    def _quotes_secret(self, error: Exception) -> bool:
+        settings = self.config.artifacts if "config" in self.__dict__ else Artifacts()
+        uri = self._given_sink if isinstance(self._given_sink, str) else settings.sink
+        try:
+            secrets = secrets_of(uri, settings.storage_options)
+        except ValueError:
+            return True  # a URI that cannot be taken apart: quote nothing
+        whole = {uri, uri.partition("?")[2]} if without_secrets(uri) != uri else set()
+        return shows_secret(error, secrets | whole - {""})
 
 
+def _checked(path: StrPath) -> str:
+    """Return a path that names something: the empty one would mean the working folder."""
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise SourceNotFound(f"Expected a path, got {type(path).__name__}.", hint="Pass a str or a Path.") from None
+    if not text or "\0" in text:
+        raise SourceNotFound(f"The path {text!r} names nothing.", hint="Check the path.")
+    return text
+
+
+def _name_of(path: str) -> str:
+    return os.path.basename(os.path.abspath(path))  # "out/" and "." have names too
