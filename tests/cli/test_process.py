@@ -155,8 +155,4 @@ def test_ctrl_c_during_a_verify_with_many_workers(tmp_path):
         return any(path.endswith(".bin") for path in opened)
 
     code, told = _interrupt(["verify", "-r", "r1"], reading)
-    assert (code, told.splitlines()[:1]) == (
-        130,
-        ["error: Stopped. Nothing half-written is visible; run it again to go on."],
-    )
-    assert "Traceback" not in told
+    assert (code, told) == (130, "error: Stopped. Nothing half-written is visible; run it again to go on.\n")
