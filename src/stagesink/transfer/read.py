@@ -11,6 +11,8 @@ from stagesink.errors import ArtifactNotFound, ManifestError, TransferCancelled
 from stagesink.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest_path
 from stagesink.sinks.protocol import ArtifactSink
 from stagesink.streams import chunks
+from stagesink.transfer.options import TransferOptions
+from stagesink.transfer.retry import RetryPolicy
 
 
 def read_manifest(sink: ArtifactSink, key: ArtifactKey) -> Manifest | None:
@@ -53,20 +55,27 @@ def hash_object(
     return size, digest.hexdigest()
 
 
-def list_committed(sink: ArtifactSink, run_id: str) -> tuple[Manifest, ...]:
+def list_committed(sink: ArtifactSink, run_id: str, options: TransferOptions | None = None) -> tuple[Manifest, ...]:
     """Return the manifests of everything that is whole in a run, by path.
+
+    Parameters
+    ----------
+    sink : ArtifactSink
+    run_id : str
+    options : TransferOptions, optional
+        How hard to try.
 
     Raises
     ------
     SinkError
         The store cannot be read.
     """
+    retry = RetryPolicy(options or TransferOptions(), threading.Event())
+    keys = retry.call(lambda: [item.key for item in sink.list(run_id) if is_manifest_path(item.key.path)])
     found = []
-    for stored in sink.list(run_id):
-        if not is_manifest_path(stored.key.path):
-            continue
+    for key in keys:
         try:
-            manifest = read_manifest(sink, stored.key)
+            manifest = retry.call(lambda key=key: read_manifest(sink, key))  # type: ignore[misc]
         except ManifestError:
             continue  # a user's own file that only looks like one by its name
         if manifest is not None:
