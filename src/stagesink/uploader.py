@@ -379,7 +379,7 @@ class ArtifactUploader:
                 self._send(plan)
             return plan is not None
         except Exception as error:
-            self._failed(f"{what} was not uploaded", error)
+            self._failed(f"{what if what.isprintable() else ascii(what)} was not uploaded", error)
             return False
 
     def _failed(self, what: str, error: Exception) -> None:
