@@ -7,7 +7,7 @@ import fcntl
 import os
 import secrets
 import stat as stat_module
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -288,7 +288,8 @@ class _BatchedLocalSink(LocalSink):
             return
         try:
             if len(self.deferred) >= _SYNCFS_FROM:
-                _sync_file_system(self.root)
+                for folder in _one_per_disk({os.path.dirname(path) for path in self.deferred}):
+                    _sync_file_system(folder)
             else:
                 for path in (*self.deferred, *{os.path.dirname(path) for path in self.deferred}):
                     with suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
@@ -384,6 +385,15 @@ def _fsync_path(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _one_per_disk(folders: Iterable[str]) -> Iterable[str]:
+    """Return one of ``folders`` for each file system they lie on, which need not be that of the root."""
+    disks: dict[int, str] = {}
+    for folder in folders:
+        with suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
+            disks[os.stat(folder).st_dev] = folder
+    return disks.values()
 
 
 def _sync_file_system(path: str) -> None:
