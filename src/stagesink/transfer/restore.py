@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 from stagesink.artifacts import ArtifactKey, FileSource
 from stagesink.errors import (
     ArtifactNotFound,
+    InvalidKey,
     RestoreError,
     SourceError,
     StagesinkError,
@@ -129,14 +130,18 @@ class _Restore:
         self.counter = ProgressCounter("restore", len(wanted), sum(entry.size for _, entry in wanted), self.progress)
         # A folder is landed in as the file: sink does it: temporary file, fsync, rename, leftovers swept.
         local = open_sink(str(self.folder.parent))
-        with local.batch() if isinstance(local, BatchingSink) else nullcontext(local) as self.local:
-            jobs = [(entry.size, lambda key=key, entry=entry: self._restore(key, entry)) for key, entry in wanted]
-            try:
+        jobs = [(entry.size, lambda key=key, entry=entry: self._restore(key, entry)) for key, entry in wanted]
+        try:
+            with local.batch() if isinstance(local, BatchingSink) else nullcontext(local) as self.local:
                 run_jobs(jobs, workers=self.options.workers, cancel=self.cancel, tick=self.counter.tick)
-            finally:
-                self.counter.finish()
+        except TransferCancelled:
+            raise
+        except StagesinkError as error:  # the disk refuses at the end what the batch had put off
+            self.failures[str(self.folder)] = error
+        finally:
+            self.counter.finish()
         if self.failures:
-            raise RestoreFailed(self.failures)
+            raise RestoreFailed(dict(sorted(self.failures.items())))
         return tuple(self.restored[key.path] for key, _ in wanted)
 
     def _restore(self, key: ArtifactKey, entry: ManifestEntry) -> None:
@@ -221,6 +226,8 @@ class _VerifyingStream(io.RawIOBase):
         if self._cancel.is_set():
             raise TransferCancelled("The restore was stopped.")
         view = memoryview(buffer)
+        if not view:
+            return 0  # asking for nothing and getting it is not the end
         count = self._fill(view)
         self._digest.update(view[:count])
         self._count += count
@@ -237,10 +244,17 @@ class _VerifyingStream(io.RawIOBase):
 
 
 def _check_target(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RestoreError(f"{folder} is not a folder.", hint="Name a folder to restore into.")
     if not folder.name:
         raise RestoreError(f"{folder} is the root of the file system.", hint="Name a folder to restore into.")
+    try:
+        ArtifactKey(folder.name, "any")  # the folder is landed in as if it were a run
+    except InvalidKey as error:
+        raise RestoreError(f"{str(folder)!r} cannot be restored into. {error.message}", hint=error.hint) from error
+    if "\0" in str(folder):
+        raise RestoreError(f"{str(folder)!r} contains a NUL byte.", hint="Name a folder to restore into.")
+    # Not Path.exists(), which raises where the system minds the path itself.
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise RestoreError(f"{folder} is not a folder.", hint="Name a folder to restore into.")
 
 
 def select(
