@@ -133,14 +133,14 @@ class FileSource:
     def open(self) -> BinaryIO:
         try:
             stream = io.FileIO(self.path)  # what open() makes of it unbuffered, in half the time
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise source_error(self.path, error) from error
         return cast("BinaryIO", stream)
 
     def fingerprint(self) -> Fingerprint:
         try:
             status = os.stat(self.path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise source_error(self.path, error) from error
         if not stat_module.S_ISREG(status.st_mode):
             # Asked before open(): opening a named pipe would wait for its writer for ever.
@@ -165,8 +165,12 @@ class MemorySource:
         return id(self.data), len(self.data)
 
 
-def source_error(path: os.PathLike[str] | str, error: OSError) -> SourceNotFound | SourceUnreadable | SourceKindError:
+def source_error(
+    path: os.PathLike[str] | str, error: OSError | ValueError
+) -> SourceNotFound | SourceUnreadable | SourceKindError:
     """Translate what the operating system said about a local file into our terms."""
+    if isinstance(error, ValueError):  # Python refuses to even ask: a NUL byte, or what no file name can be made of
+        return SourceNotFound(f"{os.fspath(path)!r} is no path that a file can have.", hint="Check the path.")
     if isinstance(error, FileNotFoundError):
         return SourceNotFound(f"{path} does not exist.", hint="Check the path.")
     if isinstance(error, IsADirectoryError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from stagesink.archive import ArchiveFormat, ArchiveSource
 from stagesink.artifacts import ArtifactKey, FileSource, Source, source_error
-from stagesink.errors import EmptyTree, SourceKindError
+from stagesink.errors import EmptyTree, ManifestError, SourceKindError
 from stagesink.manifest import Kind, Manifest, ManifestEntry, manifest_key
 from stagesink.transfer.patterns import Patterns
 from stagesink.tree import Tree, scan_tree
@@ -178,23 +178,47 @@ def plan_archive(
     manifest : mapping, optional
         What :func:`stagesink.create_checkpoint_archive` returned beside it; older ones without digests serve too, their
         files are then not listed.
+
+    Raises
+    ------
+    SourceNotFound, SourceKindError, SourceUnreadable
+        As for :func:`plan_file`.
+    ManifestError
+        ``manifest`` says what no stored manifest may: names that leave the archive, or values that are not JSON.
     """
-    document = dict(manifest or {})
-    listed = document.pop("files", [])
-    skipped = tuple(document.pop("skipped", ()))
-    for derived in ("file_count", "total_size", "archive"):
-        document.pop(derived, None)
-    contents = tuple(ManifestEntry(e["path"], e["size"], e["sha256"]) for e in listed if "sha256" in e)
+    item = _planned_file(run_id, path, Path(archive))
+    contents, skipped, details = _told(run_id, path, manifest or {})
     return Plan(
         run_id,
         path,
         "archive",
-        (_planned_file(run_id, path, Path(archive)),),
+        (item,),
         skipped,
-        details=document,
+        details=details,
         provenance=provenance or {},
         contents=contents,
     )
+
+
+def _told(
+    run_id: str, path: str, manifest: Mapping[str, Any]
+) -> tuple[tuple[ManifestEntry, ...], tuple[str, ...], dict[str, Any]]:
+    """Take from an archive's own manifest what the stored one will repeat, refusing what could not be read back."""
+    details = dict(manifest)
+    listed = details.pop("files", None) or ()
+    skipped = details.pop("skipped", None) or ()
+    for derived in ("file_count", "total_size", "archive"):
+        details.pop(derived, None)
+    try:
+        contents = tuple(ManifestEntry(e["path"], e["size"], e["sha256"]) for e in listed if "sha256" in e)
+        trial = Manifest(run_id, path, "archive", contents, ManifestEntry("any", 0, "0" * 64), tuple(skipped), details)
+        Manifest.from_bytes(trial.to_bytes())
+    except (ManifestError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ManifestError(
+            f"The manifest handed over for {path} cannot be stored: {error}",
+            hint="Hand over what create_checkpoint_archive returned, with nothing but JSON values added.",
+        ) from error
+    return contents, tuple(skipped), details
 
 
 def _wanted(tree: Tree, patterns: Patterns) -> Tree:
