@@ -108,7 +108,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored: UTF-8 JSON, one line per file so that it can be read and compared."""
         document = self.to_dict()
-        files = ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in document["files"])
+        files = ",\n    ".join(_entry_to_json(entry) for entry in self.files)
         fields = [
             f"  {json.dumps(name)}: "
             + (f"[\n    {files}\n  ]" if name == "files" else json.dumps(value, ensure_ascii=False))
@@ -183,6 +183,11 @@ def _from_dict(document: dict[str, Any]) -> Manifest:
 
 def _entry_to_dict(entry: ManifestEntry) -> dict[str, Any]:
     return {"path": entry.path, "size": entry.size, "sha256": entry.sha256}
+
+
+def _entry_to_json(entry: ManifestEntry) -> str:
+    # By hand: a third of the time for a tree of thousands. Only the path can hold anything that JSON must escape.
+    return f'{{"path": {json.dumps(entry.path, ensure_ascii=False)}, "size": {entry.size}, "sha256": "{entry.sha256}"}}'
 
 
 def _entry_from_dict(document: Any) -> ManifestEntry:
