@@ -61,9 +61,9 @@ class _Crew:
 
     def run(self, tick: Callable[[], None]) -> None:
         start = time.monotonic()
-        self._hire(1)
         wait = _FIRST_LOOK_SECONDS
         try:
+            self._hire(1)
             while not self._done.wait(wait):
                 tick()
                 if len(self._threads) < self._workers:
@@ -97,8 +97,8 @@ class _Crew:
             # Daemons: a thread stuck in a dead connection must not keep the interpreter from leaving after Ctrl-C.
             # Being cut off in the middle of a put is safe, by the first clause of the sink contract.
             thread = threading.Thread(target=self._work, name=f"stagesink-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)  # only now: Ctrl-C joins what is here, and only a started thread can be joined
 
     def _work(self) -> None:
         try:
