@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ class DigestReporting(Recording):
 
 @dataclass(frozen=True)
 class Hooked:
-    """A file whose reader calls ``hook`` before the first piece is read, each time it is opened."""
+    """A file whose reader calls ``hook`` when the first piece has been read, each time it is opened."""
 
     path: Path
     hook: Callable[[], None]
@@ -116,23 +117,31 @@ class Hooked:
         return FileSource(self.path).fingerprint()
 
     def open(self) -> BinaryIO:
-        return cast("BinaryIO", _HookedStream(FileSource(self.path).open(), self.hook))
+        return cast("BinaryIO", _HookedStream(FileSource(self.path).open(), self.hook, self.size // 2))
 
 
-class _HookedStream:
-    def __init__(self, inner: BinaryIO, hook: Callable[[], None]) -> None:
-        self._inner, self._hook, self._read_before = inner, hook, False
+class _HookedStream(io.RawIOBase):
+    """Gives less than it is asked for, as a raw stream may; the hook runs before the second piece."""
 
-    def read(self, size: int = -1) -> bytes:
-        # The hook runs in the middle: the first half has passed, the rest has not.
+    def __init__(self, inner: BinaryIO, hook: Callable[[], None], piece: int) -> None:
+        self._inner, self._hook, self._piece, self._read_before = inner, hook, piece, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
         if self._read_before:
             self._hook()
             self._hook = lambda: None
         self._read_before = True
-        return self._inner.read(min(size, 4) if size >= 0 else 4)
+        view = memoryview(buffer)
+        data = self._inner.read(min(len(view), self._piece))
+        view[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         self._inner.close()
+        super().close()
 
 
 class Counting:
