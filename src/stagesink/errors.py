@@ -176,6 +176,8 @@ class SinkQuotaError(SinkError):
 class SinkConflict(SinkError):
     """Something else stands where the object should go, for example a folder."""
 
+    default_hint = "Remove what stands in the way, or choose another artifact path."
+
 
 class VerificationError(SinkError):
     """The backend holds other bytes than those that were sent, or none."""
