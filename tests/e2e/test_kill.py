@@ -65,10 +65,11 @@ def sources(tmp_path: Path) -> list[Path]:
 def test_a_process_killed_at_any_moment_leaves_nothing_half_visible(tmp_path: Path, sources: list[Path]) -> None:
     store = tmp_path / "store"
     random.seed(20240229)
-    seen_committed = seen_leftover = 0
+    moments = seen_committed = seen_leftover = 0
     with running(UPLOADS, store, *sources) as uploads:
         assert said(uploads) == "ready"
-        for _ in range(25):
+        while moments < 25 or not seen_committed or not seen_leftover:  # on a slow machine it takes more of them
+            moments += 1
             tell(uploads)
             child = int(said(uploads))
             time.sleep(random.uniform(0, 0.12))
@@ -86,8 +87,6 @@ def test_a_process_killed_at_any_moment_leaves_nothing_half_visible(tmp_path: Pa
             assert len(committed) == len(manifests)
             assert {check.status for check in verify(sink, committed)} <= {"ok"}
             assert not any(stored.key.path.endswith(".tmp") for stored in sink.list("run"))
-    assert seen_committed  # the moments were well spread
-    assert seen_leftover
 
     (tmp_path / "step-3").mkdir()
     for path, data in files_in(sources[0]).items():  # every folder is written into once more, so every one is swept

@@ -341,16 +341,13 @@ def test_of_two_processes_that_put_one_key_one_whole_object_wins(sink: LocalSink
             assert said(writer) == "ready"
         for writer in (one, other):
             tell(writer)
-        seen = set()
         while one.poll() is None or other.poll() is None:
             if sink.stat(KEY) is not None:
                 with sink.open(KEY) as stream:
                     data = b"".join(iter(lambda: stream.read(1 << 20), b""))
                 assert len(set(data)) == 1
                 assert 100_000 <= len(data) < 100_300
-                seen.add(data[:1])
         assert said(one) == said(other) == "done"
-    assert seen == {b"a", b"b"}
     (last,) = files_in(root).values()
     assert last in (b"a" * 100_299, b"b" * 100_299)
 
