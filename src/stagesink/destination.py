@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stagesink.errors import ConfigError, UnknownScheme
-from stagesink.sinks.registry import is_registered, scheme_of, without_secrets
+from stagesink.redaction import without_secrets
+from stagesink.sinks.registry import is_registered, scheme_of
 
 if TYPE_CHECKING:
     from stagesink.config import Config

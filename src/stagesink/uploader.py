@@ -17,10 +17,9 @@ from stagesink.destination import choose_sink
 from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
+from stagesink.redaction import secrets_of, shows_secret, without_secrets
 from stagesink.runs import find_run
 from stagesink.sinks import ArtifactSink, open_sink
-from stagesink.sinks._backend_errors import secrets_of, shows_secret
-from stagesink.sinks.registry import without_secrets
 from stagesink.transfer import (
     Plan,
     ProgressCallback,
@@ -320,29 +319,11 @@ class ArtifactUploader:
             provenance=provenance(self.stage),
         )
 
-    def _send(self, plan: Plan) -> None:
-        start = time.monotonic()
-        receipts: tuple[Receipt, ...] = ()
-        failed = True
-        try:
-            receipts = Transfer(self.sink, self.options, progress=self.progress).run(plan)
-            failed = False
-        except TransferError as error:
-            receipts = error.receipts
-            raise
-        finally:
-            seconds = time.monotonic() - start
-            self.receipts.extend(receipts)
-            self._count(receipts, seconds, failed=failed)
-        sent = sum(receipt.size for receipt in receipts)
-        logger.info(
-            "%s: %d files, %.1f MB in %.1f s, in %s", plan.path, len(receipts), sent / 1e6, seconds, self.sink.uri
-        )
-
-    def _count(self, receipts: tuple[Receipt, ...], seconds: float, *, failed: bool) -> None:
+    def _count(self, receipts: tuple[Receipt, ...], start: float, *, failed: bool) -> None:
+        self.receipts.extend(receipts)
         sink = self.sink.uri if "sink" in self.__dict__ else ""  # none could be opened
         for metrics in (self._metrics, PROCESS_METRICS):
-            metrics.add(self.stage, sink, receipts, seconds, failed=failed)
+            metrics.add(self.stage, sink, receipts, time.monotonic() - start, failed=failed)
 
     def _skipped(self, destination: str) -> bool:
         if self._all_skipped(destination):
@@ -369,18 +350,20 @@ class ArtifactUploader:
 
     def _upload(self, what: str, make_plan: Callable[[], Plan | None]) -> bool:
         """Plan and send, and turn errors into ``False``."""
+        start = time.monotonic()
         try:
-            try:
-                plan = make_plan()
-            except Exception:
-                self._count((), 0.0, failed=True)
-                raise
-            if plan is not None:
-                self._send(plan)
-            return plan is not None
+            plan = make_plan()
+            if plan is None:
+                return False
+            receipts = Transfer(self.sink, self.options, progress=self.progress).run(plan)
         except Exception as error:
+            self._count(error.receipts if isinstance(error, TransferError) else (), start, failed=True)
             self._failed(f"{what if what.isprintable() else ascii(what)} was not uploaded", error)
             return False
+        self._count(receipts, start, failed=False)
+        sent = sum(receipt.size for receipt in receipts)
+        logger.info("%s: %d files, %.1f MB, in %s", plan.path, len(receipts), sent / 1e6, self.sink.uri)
+        return True
 
     def _failed(self, what: str, error: Exception) -> None:
         """Log an error instead of raising it. Only here may a broad ``except`` end."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from stagesink.sinks.registry import without_secrets
+from stagesink.redaction import without_secrets
 from stagesink.stages import STAGES, Slot, SlotKind, StageTable
 
 OnFailure = Literal["warn", "raise"]

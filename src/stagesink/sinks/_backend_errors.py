@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from collections.abc import Mapping
 
 from stagesink.errors import (
     ArtifactNotFound,
@@ -19,6 +16,7 @@ from stagesink.errors import (
     SinkQuotaError,
     TransientSinkError,
 )
+from stagesink.redaction import causes_of
 from stagesink.sinks._http import kind_of_status, retry_after_seconds
 
 # The most specific first. A class is looked up in modules that are loaded already: what is not loaded was not raised.
@@ -73,9 +71,6 @@ _HINTS: dict[type[SinkError], str] = {
     SinkError: "Check the address and artifacts.storage_options; `stagesink doctor` tests them.",
 }
 
-_SECRET_NAME = re.compile(r"key|secret|token|pass|sas|cred|connection_string|auth", re.IGNORECASE)
-_SHORTEST_SECRET = 4  # characters; shorter ones occur in any text
-
 
 def sink_error(error: BaseException, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> SinkError:
     """Say in our terms what a backend's client raised.
@@ -94,48 +89,12 @@ def sink_error(error: BaseException, doing: str, *, missing: type[SinkError] = A
     SinkError
         Its message holds no text of the backend's, which may quote a signed URL: only status, error code and type.
     """
-    causes = list(_chain(error))
+    causes = list(causes_of(error))
     kind = _kind(causes, missing)
     message = f"{doing}: {_reason(causes)}."
     if issubclass(kind, TransientSinkError):
         return kind(message, retry_after=_retry_after(causes))
     return kind(message, hint=_HINTS.get(kind))
-
-
-def secrets_of(uri: str, options: Mapping[str, Any]) -> frozenset[str]:
-    """Collect what must not be shown: the URL's password, options and environment variables with telling names."""
-    found = {urlsplit(uri).password or ""}
-    found.update(value for name, value in os.environ.items() if _is_cloud_secret(name))
-    found.update(_secret_values(options))
-    pieces = {piece for value in found for piece in re.split(r"[&;=]", value)} | found  # SAS and connection strings
-    spelled = {spelling for piece in pieces for spelling in (piece, quote(piece, safe=""), unquote(piece))}
-    return frozenset(value for value in spelled if len(value) >= _SHORTEST_SECRET)
-
-
-def shows_secret(error: BaseException, secrets: Iterable[str]) -> bool:
-    """Tell whether a traceback that prints ``error`` and its causes would print a secret."""
-    text = "\n".join(str(cause) for cause in _chain(error))
-    return any(secret in text for secret in secrets)
-
-
-def _is_cloud_secret(name: str) -> bool:
-    return name.startswith(("AWS_", "AZURE_", "GOOGLE_")) and _SECRET_NAME.search(name) is not None
-
-
-def _secret_values(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _secret_values(value)
-        elif isinstance(value, str) and _SECRET_NAME.search(name):
-            yield value
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _is_a(error: BaseException, module: str, name: str) -> bool:

@@ -28,7 +28,8 @@ from stagesink.errors import (
     UnknownScheme,
     VerificationError,
 )
-from stagesink.sinks._backend_errors import secrets_of, shows_secret, sink_error
+from stagesink.redaction import secrets_of, shows_secret
+from stagesink.sinks._backend_errors import sink_error
 from stagesink.sinks.protocol import OnBytes
 from stagesink.sinks.registry import scheme_of
 from stagesink.streams import chunks

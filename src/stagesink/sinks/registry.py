@@ -22,10 +22,6 @@ SinkFactory = Callable[[str, Mapping[str, Any]], ArtifactSink]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least, so that C:\\ is a path
 
-_USER = re.compile(r"//(?:[^/@?#]*:(?!\d+/)[^?#]*|[^/?#]*)@")  # `//host:22/a@b` has a port, not a password
-_CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # `abfs://container@account` holds no user
-_QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
-
 _BUILT_IN = {
     "memory": "stagesink.sinks.memory:open_memory",
     "file": "stagesink.sinks.local:open_local",
@@ -37,14 +33,6 @@ def scheme_of(uri: str) -> str:
     """Return the lower-case scheme of ``uri``; a bare path has the scheme ``file``."""
     match = _SCHEME.match(uri)
     return match.group(1).lower() if match else "file"
-
-
-def without_secrets(uri: str) -> str:
-    """Return the URI fit for a log: no user, no password, no query."""
-    if "://" not in uri:
-        return uri
-    bare = _QUERY.sub("?***", uri)
-    return bare if scheme_of(uri) in _CONTAINER_SCHEMES else _USER.sub("//***@", bare, count=1)
 
 
 def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> ArtifactSink:
