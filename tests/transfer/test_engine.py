@@ -162,7 +162,7 @@ def test_twenty_thousand_files_stay_within_a_few_kilobytes_each(memory: MemorySi
     finally:
         tracemalloc.stop()
     assert len(receipts) == 20_000
-    assert peak < 80 << 20
+    assert peak < 60 << 20
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------

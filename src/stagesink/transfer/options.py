@@ -26,11 +26,13 @@ class TransferOptions:
     max_wait : float
         Seconds: longest wait between two attempts. A ``Retry-After`` of the backend may be longer and is honoured.
     budget : float
-        Seconds the transfer goes on retrying while no byte moves. After that what is left fails at once.
+        Seconds from a failure that the transfer goes on retrying while nothing moves. After that what is left fails at
+        once.
     verify : {"auto", "full", "size", "none"}
         ``auto``: the strongest proof that costs no second transfer: the digest the backend computed, else that the
-        object is there with the right size. ``full`` reads every object back. ``size`` looks at sizes only. ``none``
-        believes the backend.
+        object is there with the right size. ``full`` reads every object back, those that need not be sent and the
+        manifest included, and so mends what the store has damaged. ``size`` looks at sizes only. ``none`` believes the
+        backend.
     """
 
     workers: int = 8
