@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -51,6 +53,8 @@ class TestFsspecLocal(SinkConformance):
         return FsspecSink(f"local://{tmp_path}/store")
 
 
+# fsspec's FTP client opens a new connection after a read that was broken off, and leaves the old one to the collector.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 class TestFtp(SinkConformance):
     overwrites = 10
     many = 100  # there are no pages, and each stat lists a folder
@@ -62,6 +66,11 @@ class TestFtp(SinkConformance):
     @pytest.fixture
     def unreachable_sink(self) -> FsspecSink:
         return FsspecSink(f"ftp://127.0.0.1:{free_port()}/store")
+
+    @pytest.fixture(autouse=True)
+    def _collected_here(self) -> Iterator[None]:
+        yield
+        gc.collect()  # what is left must not be found in another test
 
 
 def test_any_order_of_operations_agrees_with_a_dict_in_a_folder(tmp_path: Path) -> None:
