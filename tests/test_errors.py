@@ -16,19 +16,21 @@ from stagesink import errors
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.errors import (
     InvalidKey,
+    ManyFailures,
     MissingExtra,
+    RestoreFailed,
     SinkAuthError,
     SinkError,
+    SinkQuotaError,
     SourceChanged,
     SourceError,
     StagesinkError,
     TransferError,
     TransientSinkError,
 )
-from stagesink.transfer.restore import RestoreFailed
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, StagesinkError)]
-PLAIN = [kind for kind in CLASSES if kind is not TransferError]
+PLAIN = [kind for kind in CLASSES if not issubclass(kind, ManyFailures)]
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -118,3 +120,14 @@ def _raised_without_hint() -> Iterator[str]:
 
 def test_every_error_raised_anywhere_says_what_to_do_next() -> None:
     assert list(_raised_without_hint()) == []
+
+
+def test_thousands_of_failures_show_the_first_ones_and_keep_all() -> None:
+    failures = {f"part-{n:05}.bin": SinkQuotaError("The disk is full.", hint="Free some space.") for n in range(5000)}
+    error = RestoreFailed(failures)
+    lines = str(error).splitlines()
+    assert lines[0] == "5000 files were not restored:"
+    assert lines[1] == "  part-00000.bin: The disk is full."
+    assert lines[-2:] == ["  and 4980 more.", "Free some space."]
+    assert len(lines) < 30
+    assert len(error.failures) == 5000

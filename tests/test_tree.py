@@ -309,3 +309,8 @@ def test_a_file_without_permission_is_found_and_fails_when_opened(readable_by_al
         (file,) = scan_tree(readable_by_all).files
         with pytest.raises(SourceUnreadable, match=r"model\.bin"):
             file.source.open()
+
+
+def test_a_folder_name_with_a_nul_byte_does_not_exist() -> None:
+    with pytest.raises(SourceNotFound, match="no path that a file can have"):
+        scan_tree("a\0b")

@@ -8,7 +8,7 @@ Each error is one sentence that says what went wrong, and a ``hint`` that says w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -188,27 +188,58 @@ class VerificationError(SinkError):
 # -- what a whole transfer came to -------------------------------------------------------------------------------------
 
 
-class TransferError(StagesinkError):
-    """One or more objects of a transfer failed; the others were carried on.
+_SHOWN_FAILURES = 20  # lines; a dead store and a tree of thousands must not fill a log
+
+
+class ManyFailures(StagesinkError):
+    """Some objects failed; the others were carried on.
+
+    Parameters
+    ----------
+    failures : mapping of str to StagesinkError
+        Every failure, by artifact path; at least one. The message shows the first twenty.
+    what : str
+        What happened to them, as in "3 of 8 objects failed".
+    """
+
+    def __init__(self, failures: Mapping[str, StagesinkError], what: str) -> None:
+        self.failures = dict(failures)
+        path, first = next(iter(self.failures.items()))
+        if len(self.failures) == 1:
+            super().__init__(f"{path}: {first.message}", hint=first.hint)
+            return
+        shown = list(self.failures.items())[:_SHOWN_FAILURES]
+        lines = [f"{what}:", *(f"  {where}: {error.message}" for where, error in shown)]
+        if len(shown) < len(self.failures):
+            lines.append(f"  and {len(self.failures) - len(shown)} more.")
+        hints = dict.fromkeys(error.hint for error in self.failures.values() if error.hint)
+        super().__init__("\n".join(lines), hint=" ".join(hints))
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if len(self.failures) > 1 else super().__str__()
+
+
+class TransferError(ManyFailures):
+    """One or more objects of a transfer failed.
 
     Parameters
     ----------
     receipts : iterable of Receipt
         One receipt per object, the landed ones included.
-    failures : dict of str to StagesinkError
+    failures : mapping of str to StagesinkError
         Every failure, by artifact path.
     """
 
-    def __init__(self, receipts: Iterable[Receipt], failures: dict[str, StagesinkError]) -> None:
+    def __init__(self, receipts: Iterable[Receipt], failures: Mapping[str, StagesinkError]) -> None:
         self.receipts = tuple(receipts)
-        self.failures = dict(failures)
-        path, first = next(iter(self.failures.items()))
-        if len(self.failures) == 1:
-            super().__init__(f"{path}: {first.message}", hint=first.hint)
-        else:
-            lines = "".join(f"\n  {where}: {error.message}" for where, error in self.failures.items())
-            hints = " ".join(dict.fromkeys(error.hint for error in self.failures.values() if error.hint))
-            super().__init__(f"{len(self.failures)} of {len(self.receipts)} objects failed:{lines}\n", hint=hints)
+        super().__init__(failures, f"{len(failures)} of {len(self.receipts)} objects failed")
+
+
+class RestoreFailed(ManyFailures):
+    """Some files could not be restored; the others are there."""
+
+    def __init__(self, failures: Mapping[str, StagesinkError]) -> None:
+        super().__init__(failures, f"{len(failures)} files were not restored")
 
 
 class TransferCancelled(StagesinkError):

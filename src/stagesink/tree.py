@@ -155,7 +155,7 @@ def _is_skipped(name: str) -> bool:
 def _check_root(top: str) -> None:
     try:
         status = os.stat(top)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _entry_error(top, error) from error
     if not stat.S_ISDIR(status.st_mode):
         raise SourceKindError(f"{top} is a file where a folder belongs.", hint="Name the folder that holds it.")
@@ -168,9 +168,9 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
         raise _entry_error(entry.path, error) from error
 
 
-def _entry_error(path: str, error: OSError) -> SourceError:
+def _entry_error(path: str, error: OSError | ValueError) -> SourceError:
     """Like source_error, but a link is to blame for what is wrong behind it."""
-    if not os.path.islink(path) or isinstance(error, PermissionError):
+    if isinstance(error, ValueError | PermissionError) or not os.path.islink(path):
         return source_error(path, error)
     target = _printable(os.readlink(path))
     if isinstance(error, FileNotFoundError | NotADirectoryError):

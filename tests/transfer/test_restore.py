@@ -20,6 +20,7 @@ from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import (
     ArtifactNotFound,
     RestoreError,
+    RestoreFailed,
     SinkAuthError,
     SinkConflict,
     SinkQuotaError,
@@ -33,7 +34,6 @@ from stagesink.sinks.local import LocalSink
 from stagesink.sinks.memory import MemorySink
 from stagesink.testing import FaultySink, corrupts, fails
 from stagesink.transfer import Transfer, list_committed, plan_packed_tree, restore, select
-from stagesink.transfer.restore import RestoreFailed
 
 FILES = {"a.bin": b"a" * 10, "b.bin": b"b" * 20, "c/d.bin": b"d" * 3_000_000, "empty": b""}
 LANDED = {f"tree/{name}": data for name, data in FILES.items()}

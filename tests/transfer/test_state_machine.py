@@ -14,12 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from parts import QUICK, RUN, files_in, held, plan
 
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import SinkAuthError, TransferError, TransientSinkError
+from stagesink.errors import RestoreFailed, SinkAuthError, TransferError, TransientSinkError
 from stagesink.sinks.memory import MemorySink
 from stagesink.testing import FaultySink, fails, loses_object, loses_reply
 from stagesink.testing.faults import Fault
 from stagesink.transfer import Plan, Transfer, TransferOptions, list_committed, restore, verify
-from stagesink.transfer.restore import RestoreFailed
 
 Tree = dict[str, bytes]
 

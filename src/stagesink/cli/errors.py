@@ -14,6 +14,7 @@ from stagesink.errors import (
     ArtifactNotFound,
     ConfigError,
     InvalidKey,
+    ManyFailures,
     MissingExtra,
     RunNotFound,
     SinkAuthError,
@@ -62,8 +63,7 @@ def describe(error: StagesinkError) -> dict[str, Any]:
 
 
 def _failures(error: StagesinkError) -> Mapping[str, StagesinkError]:
-    """Return the single failures of a TransferError or RestoreFailed, without importing the engine to ask."""
-    return getattr(error, "failures", {})
+    return error.failures if isinstance(error, ManyFailures) else {}
 
 
 class Commands(TyperGroup):

@@ -17,6 +17,7 @@ from stagesink.errors import (
     ArtifactNotFound,
     InvalidKey,
     RestoreError,
+    RestoreFailed,
     SourceError,
     StagesinkError,
     TransferCancelled,
@@ -56,26 +57,6 @@ class Restored:
     size: int
     sha256: str
     status: Literal["restored", "unchanged"]
-
-
-class RestoreFailed(StagesinkError):
-    """Some files could not be restored; the others are there.
-
-    Parameters
-    ----------
-    failures : dict of str to StagesinkError
-        By artifact path.
-    """
-
-    def __init__(self, failures: dict[str, StagesinkError]) -> None:
-        self.failures = failures
-        path, first = next(iter(failures.items()))
-        if len(failures) == 1:
-            super().__init__(f"{path} was not restored: {first.message}", hint=first.hint)
-            return
-        lines = "".join(f"\n  {path}: {error.message}" for path, error in failures.items())
-        hints = " ".join(dict.fromkeys(error.hint for error in failures.values() if error.hint))
-        super().__init__(f"{len(failures)} files were not restored:{lines}\n", hint=hints)
 
 
 def restore(
