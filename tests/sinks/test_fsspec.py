@@ -376,6 +376,14 @@ def test_no_secret_is_in_an_error_or_its_traceback(moto: S3Server) -> None:
         assert secret not in shown
 
 
+@pytest.mark.parametrize("uri", ["ftp:", "ftp:host/folder", "ftp:/host", "ftp://[user:secret@host"])
+def test_a_uri_that_is_no_whole_url_is_refused_without_repeating_it(uri: str) -> None:
+    with pytest.raises(ConfigError, match="needs a whole URL") as caught:
+        FsspecSink(uri)
+    assert "secret" not in str(caught.value)
+    assert "ftp://HOST" in caught.value.hint
+
+
 def test_a_query_in_the_uri_is_refused_without_repeating_it() -> None:
     installed("s3fs")
     with pytest.raises(ConfigError) as caught:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO, Literal, cast
+from urllib.parse import urlsplit
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.errors import (
@@ -98,6 +99,7 @@ class FsspecSink:
             raise ConfigError("Chained fsspec URLs cannot be sinks.", hint="Give the URL of the store itself.")
         kind = _filesystem_class(self._scheme)
         self._commit = _commit_of(self._scheme, kind)
+        _check_form(uri, self._scheme, kind)
         if "?" in uri and not _is_local(kind):
             raise ConfigError(
                 f"A {self._scheme}: sink takes no query in its URI.", hint="Put it into artifacts.storage_options."
@@ -490,6 +492,18 @@ def open_fsspec(uri: str, storage_options: Mapping[str, Any]) -> FsspecSink:
 def _is_local(kind: Any) -> bool:
     """Tell whether a file system class is about this machine's own disk."""
     return bool(getattr(kind, "local_file", False))
+
+
+def _check_form(uri: str, scheme: str, kind: Any) -> None:
+    try:
+        urlsplit(uri)
+        whole = _is_local(kind) or uri[len(scheme) :].startswith("://")
+    except ValueError:  # brackets that hold no address; the URI may hold a password, so it is not repeated
+        whole = False
+    if not whole:
+        raise ConfigError(
+            f"A {scheme}: sink needs a whole URL.", hint=f"Write {scheme}://HOST-OR-BUCKET/FOLDER."
+        ) from None
 
 
 def _filesystem_class(scheme: str) -> Any:
