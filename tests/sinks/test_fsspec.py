@@ -35,7 +35,9 @@ from stagesink.errors import (
 from stagesink.sinks import open_sink
 from stagesink.sinks._backend_errors import sink_error
 from stagesink.sinks._http import kind_of_status, retry_after_seconds
-from stagesink.sinks.fsspec import PART_BYTES, FsspecSink, _digests, _part_bytes
+from stagesink.sinks.fsspec import FsspecSink
+from stagesink.sinks.fsspec.info import digests_of
+from stagesink.sinks.fsspec.sink import PART_BYTES, _part_bytes
 from stagesink.testing import GeneratedSource
 
 KEY = ArtifactKey("run", "folder/object.bin")
@@ -259,7 +261,7 @@ MD5 = "d41d8cd98f00b204e9800998ecf8427e"
     ],
 )
 def test_digests_are_what_the_store_computed(info: dict[str, Any], digests: dict[str, str]) -> None:
-    assert _digests(info) == digests
+    assert digests_of(info) == digests
 
 
 # -- by rename ---------------------------------------------------------------------------------------------------------

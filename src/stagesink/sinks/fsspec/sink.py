@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import base64
 import ftplib
 import io
 import logging
 import os
-import re
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from typing import Any, BinaryIO, Literal, cast
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO, cast
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.errors import (
     ArtifactNotFound,
     ConfigError,
     InvalidKey,
-    MissingExtra,
     RunNotFound,
     SinkConflict,
     SinkError,
     StagesinkError,
-    TransientSinkError,
-    UnknownScheme,
     VerificationError,
 )
 from stagesink.redaction import secrets_of, shows_secret
 from stagesink.sinks._backend_errors import sink_error
+from stagesink.sinks.fsspec.clients import Clients
+from stagesink.sinks.fsspec.info import digests_of, head_of
+from stagesink.sinks.fsspec.reader import ObjectReader
+from stagesink.sinks.fsspec.stores import check_form, commit_of, filesystem_class, is_local, quiet_options, shown
 from stagesink.sinks.protocol import OnBytes
 from stagesink.sinks.registry import scheme_of
 from stagesink.streams import chunks
@@ -43,30 +40,7 @@ PART_BYTES = 8 << 20
 _STREAM_PART_BYTES = 12 << 20  # for a source of unknown size: 10,000 parts make 117 GiB
 _MAX_PARTS = 10_000  # of S3, the strictest
 
-Commit = Literal["put", "pipe", "rename"]
-
-_COMMIT: dict[str, Commit] = {
-    # An object appears at once, when the store has all of it.
-    **dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "tos", "tosfs"), "put"),
-    # fsspec's memory shows a file from the moment it is opened for writing, but takes one whole in a single step.
-    "memory": "pipe",
-    # A file appears while it is written, so it is written under a temporary name in the same folder and renamed.
-    **dict.fromkeys(
-        ("file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webdav"), "rename"
-    ),
-}
-
 _TEMP_PREFIX, _TEMP_SUFFIX = ".stagesink-", ".tmp"
-
-_EXTRAS = {
-    **dict.fromkeys(("s3", "s3a"), "s3"),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "az"),
-    **dict.fromkeys(("gs", "gcs"), "gs"),
-    **dict.fromkeys(("sftp", "ssh"), "sftp"),
-}
-
-# What tells one version of an object from the next, under the names the implementations give it.
-_VERSION_FIELDS = ("ETag", "etag", "generation", "md5Hash", "unique", "mtime", "modify", "last_modified", "size")
 
 
 class FsspecSink:
@@ -97,25 +71,25 @@ class FsspecSink:
         self._scheme = scheme_of(uri)
         if "::" in uri:
             raise ConfigError("Chained fsspec URLs cannot be sinks.", hint="Give the URL of the store itself.")
-        kind = _filesystem_class(self._scheme)
-        self._commit = _commit_of(self._scheme, kind)
-        _check_form(uri, self._scheme, kind)
-        if "?" in uri and not _is_local(kind):
+        kind = filesystem_class(self._scheme)
+        self._commit = commit_of(self._scheme, kind)
+        check_form(uri, self._scheme, kind)
+        if "?" in uri and not is_local(kind):
             raise ConfigError(
                 f"A {self._scheme}: sink takes no query in its URI.", hint="Put it into artifacts.storage_options."
             )
         self._root = str(kind._strip_protocol(uri)).rstrip("/")
         if self._commit == "put" and not self._root:
-            raise ConfigError(f"{_shown(uri)} names no bucket.", hint=f"Use {self._scheme}://BUCKET/FOLDER.")
+            raise ConfigError(f"{shown(uri)} names no bucket.", hint=f"Use {self._scheme}://BUCKET/FOLDER.")
         # A relative folder must mean the same after pickling, where the working directory may be another.
-        self._url = f"{self._scheme}://{self._root}" if _is_local(kind) else uri
+        self._url = f"{self._scheme}://{self._root}" if is_local(kind) else uri
         self._options = dict(storage_options or {})
         self._secrets = secrets_of(self._url, self._options)
-        self._clients = _Clients(self._connect, shared=bool(getattr(kind, "async_impl", False)))
+        self._clients = Clients(self._connect, shared=bool(getattr(kind, "async_impl", False)))
 
     @property
     def uri(self) -> str:
-        return _shown(self._url)
+        return shown(self._url)
 
     def __repr__(self) -> str:
         return f"FsspecSink({self.uri!r})"
@@ -160,7 +134,13 @@ class FsspecSink:
             details = getattr(stream, "details", None)
         if details and details.get("type") == "directory":
             raise ArtifactNotFound(f"{self.uri} holds no {key}.")
-        return cast("BinaryIO", io.BufferedReader(_Reader(self, fs, path, stream, details, reading), 1 << 16))
+        return cast(
+            "BinaryIO",
+            io.BufferedReader(
+                ObjectReader(self._clients, fs, path, stream, details, lambda: self._translating(reading), reading),
+                1 << 16,
+            ),
+        )
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
         ArtifactKey(run_id, prefix or "any")  # refuses what would leave the run
@@ -282,14 +262,14 @@ class FsspecSink:
     def _stat(self, fs: Any, path: str, key: ArtifactKey) -> StoredArtifact | None:
         try:
             with self._translating(f"{self._address(key)} could not be looked up"):
-                info = _head(fs, path) if hasattr(fs, "call_s3") else fs.info(path)
+                info = head_of(fs, path) if hasattr(fs, "call_s3") else fs.info(path)
         except ArtifactNotFound:
             return None
         except SinkConflict:
             if self._commit == "put":
                 raise
             return None  # a file where the path has a folder
-        return self._describe(key, info, _digests(info)) if info["type"] == "file" else None
+        return self._describe(key, info, digests_of(info)) if info["type"] == "file" else None
 
     def _find(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
         base = f"{self._root}/{run_id}"
@@ -305,7 +285,7 @@ class FsspecSink:
             inside = str(name).startswith(f"{base}/") and _covers(prefix, path)
             if inside and info.get("type") == "file" and (key := _key(run_id, path)) is not None:
                 # The listing of S3 does not say how an object is encrypted, so its ETag may or may not be a digest.
-                yield self._describe(key, info, {} if hasattr(fs, "call_s3") else _digests(info))
+                yield self._describe(key, info, {} if hasattr(fs, "call_s3") else digests_of(info))
 
     def _walk(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
         # Our own: fsspec's walk leaves out, in silence, the folders it fails to read.
@@ -369,7 +349,7 @@ class FsspecSink:
     def _connect(self) -> Any:
         from fsspec.core import url_to_fs
 
-        options = _quiet_options(self._scheme, self._options)
+        options = quiet_options(self._scheme, self._options)
         fs, _ = url_to_fs(self._url, skip_instance_cache=True, **options)
         if hasattr(fs, "call_s3"):
             fs.retries = 1  # of s3fs itself; retrying is the engine's
@@ -402,156 +382,9 @@ class FsspecSink:
             logger.warning("%s", error)
 
 
-class _Clients:
-    """The fsspec instances of one sink.
-
-    They do not survive a fork, so each process has its own; a child keeps its parent's untouched, since closing them
-    would speak on the parent's connection. Async implementations are thread-safe and shared; of the others each
-    operation takes one of its own. No lock: a fork could copy it locked, and ``dict.setdefault`` and ``deque.pop`` are
-    atomic.
-    """
-
-    def __init__(self, connect: Callable[[], Any], *, shared: bool) -> None:
-        self._connect = connect
-        self._shared = shared
-        self._free: dict[int, deque[Any]] = {}
-
-    def take(self) -> Any:
-        free = self._free.setdefault(os.getpid(), deque())
-        if self._shared:
-            if not free:
-                free.append(self._connect())
-            return free[0]
-        try:
-            return free.pop()
-        except IndexError:
-            return self._connect()
-
-    def give_back(self, fs: Any) -> None:
-        if not self._shared:
-            self._free.setdefault(os.getpid(), deque()).append(fs)
-
-    def close(self) -> None:
-        self._free.pop(os.getpid(), None)
-
-
-class _Reader(io.RawIOBase):
-    """One object's bytes: errors become ours, and an object that is replaced while it is read is noticed."""
-
-    def __init__(
-        self, sink: FsspecSink, fs: Any, path: str, stream: Any, details: Mapping[str, Any] | None, reading: str
-    ) -> None:
-        self._sink, self._fs, self._path, self._stream, self._reading = sink, fs, path, stream, reading
-        # Without details it is one open file, which stays what it was. S3 is asked each time for that version only.
-        self._left = int(details["size"]) if details is not None else None
-        self._version = _version(details) if details is not None and not hasattr(fs, "call_s3") else None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        try:
-            with self._sink._translating(self._reading):
-                data = self._stream.read(len(view))
-        except SinkConflict as error:  # 412: no longer that one
-            raise self._replaced() from error
-        view[: len(data)] = data
-        if self._left is not None:
-            self._left -= len(data)
-            if len(view) and (self._left == 0 or not data):
-                self._check_end()
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            with self._sink._translating(self._reading):
-                self._stream.close()
-            self._sink._clients.give_back(self._fs)
-        super().close()
-
-    def _check_end(self) -> None:
-        if self._left != 0:
-            raise self._replaced()
-        if self._version is not None:
-            with self._sink._translating(self._reading):
-                now = _version(self._fs.info(self._path))
-            if any(now[field] != self._version[field] for field in now.keys() & self._version.keys()):
-                raise self._replaced()
-            self._version = None
-
-    def _replaced(self) -> TransientSinkError:
-        return TransientSinkError(f"{self._reading}: it was replaced meanwhile.", hint="Read it again.")
-
-
 def open_fsspec(uri: str, storage_options: Mapping[str, Any]) -> FsspecSink:
     """Open any URL that fsspec knows; see :class:`FsspecSink`."""
     return FsspecSink(uri, storage_options)
-
-
-def _is_local(kind: Any) -> bool:
-    """Tell whether a file system class is about this machine's own disk."""
-    return bool(getattr(kind, "local_file", False))
-
-
-def _check_form(uri: str, scheme: str, kind: Any) -> None:
-    try:
-        urlsplit(uri)
-        whole = _is_local(kind) or uri[len(scheme) :].startswith("://")
-    except ValueError:  # brackets that hold no address; the URI may hold a password, so it is not repeated
-        whole = False
-    if not whole:
-        raise ConfigError(
-            f"A {scheme}: sink needs a whole URL.", hint=f"Write {scheme}://HOST-OR-BUCKET/FOLDER."
-        ) from None
-
-
-def _filesystem_class(scheme: str) -> Any:
-    from fsspec.registry import get_filesystem_class, known_implementations
-
-    try:
-        return get_filesystem_class(scheme)
-    except ImportError as error:
-        if scheme in _EXTRAS:
-            hint = f"pip install 'stagesink[{_EXTRAS[scheme]}]'"
-        else:
-            hint = str(known_implementations.get(scheme, {}).get("err", "Install its package."))
-        raise MissingExtra(f"A package for {scheme}: sinks is not installed.", hint=hint) from error
-
-
-def _commit_of(scheme: str, kind: Any) -> Commit:
-    from fsspec.spec import AbstractFileSystem
-
-    if scheme in _COMMIT:
-        return _COMMIT[scheme]
-    if kind.mv is not AbstractFileSystem.mv:
-        return "rename"
-    raise UnknownScheme(
-        f"{scheme}: has neither an atomic put nor a rename, so readers could see half an object.",
-        hint="Use s3://, az://, gs://, sftp:// or file:, or write a sink for it.",
-    )
-
-
-def _quiet_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what switches off the client's own retries and its memory of listings."""
-    quiet = dict(options)
-    if scheme in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ftp"):
-        quiet.setdefault("use_listings_cache", False)
-    if scheme in ("s3", "s3a"):
-        config = {"retries": {"mode": "standard", "total_max_attempts": 1}, "max_pool_connections": 32}
-        quiet["config_kwargs"] = {**config, **quiet.get("config_kwargs", {})}
-    return quiet
-
-
-def _shown(uri: str) -> str:
-    """Return ``uri`` without password, query and trailing slash."""
-    if "://" not in uri:
-        return uri.rstrip("/")
-    head, _, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, host = authority.rpartition("@")
-    rest = f"{user.partition(':')[0]}{at}{host}{slash}{path}".partition("?")[0] if at else rest
-    return f"{head}://{rest.rstrip('/')}"
 
 
 def _part_bytes(size: int | None) -> int:
@@ -567,7 +400,7 @@ def _is_buffered(target: Any) -> bool:
 
 
 def _rename(fs: Any, old: str, new: str) -> None:
-    if _is_local(fs):
+    if is_local(fs):
         os.replace(old, new)  # fs.mv would move it INTO a folder of that name
     else:
         fs.mv(old, new)
@@ -586,35 +419,3 @@ def _key(run_id: str, path: str) -> ArtifactKey | None:
         return ArtifactKey(run_id, path)
     except InvalidKey:
         return None  # nobody can have put it here through us
-
-
-def _version(info: Mapping[str, Any]) -> dict[str, str]:
-    return {field: str(info[field]) for field in _VERSION_FIELDS if info.get(field) is not None}
-
-
-def _head(fs: Any, path: str) -> dict[str, Any]:
-    """Ask S3 itself: s3fs's ``info`` drops how the object is encrypted, and looks for folders."""
-    bucket, key, _ = fs.split_path(path)
-    head = fs.call_s3("head_object", Bucket=bucket, Key=key)
-    return {**head, "type": "file", "size": head["ContentLength"], "bucket": bucket}
-
-
-def _digests(info: Mapping[str, Any]) -> dict[str, str]:
-    """Read the digests that the store computed, as hex."""
-    digests: dict[str, str] = {}
-    if (md5 := _etag_md5(info)) is not None:
-        digests["md5"] = md5
-    for algorithm, field in (("md5", "md5Hash"), ("crc32c", "crc32c")):  # Google: base64
-        if isinstance(value := info.get(field), str):
-            digests[algorithm] = base64.b64decode(value).hex()
-    if content_md5 := getattr(info.get("content_settings"), "content_md5", None):  # Azure: bytes
-        digests["md5"] = bytes(content_md5).hex()
-    return digests
-
-
-def _etag_md5(info: Mapping[str, Any]) -> str | None:
-    """Return the md5 in an S3 ETag; None for what is none: many parts, KMS, customer keys, express buckets."""
-    etag = str(info.get("ETag", "")).strip('"')
-    encrypted = info.get("ServerSideEncryption") not in (None, "AES256") or info.get("SSECustomerAlgorithm") is not None
-    express = str(info.get("bucket", "")).endswith("--x-s3")
-    return etag if re.fullmatch(r"[0-9a-f]{32}", etag) and not encrypted and not express else None

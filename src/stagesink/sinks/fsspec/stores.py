@@ -1,0 +1,94 @@
+"""What is known of each fsspec implementation: how it commits, what it needs, which options keep it quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from stagesink.errors import ConfigError, MissingExtra, UnknownScheme
+
+Commit = Literal["put", "pipe", "rename"]
+
+_COMMIT: dict[str, Commit] = {
+    # An object appears at once, when the store has all of it.
+    **dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "tos", "tosfs"), "put"),
+    # fsspec's memory shows a file from the moment it is opened for writing, but takes one whole in a single step.
+    "memory": "pipe",
+    # A file appears while it is written, so it is written under a temporary name in the same folder and renamed.
+    **dict.fromkeys(
+        ("file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webdav"), "rename"
+    ),
+}
+
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "az"),
+    **dict.fromkeys(("gs", "gcs"), "gs"),
+    **dict.fromkeys(("sftp", "ssh"), "sftp"),
+}
+
+
+def is_local(kind: Any) -> bool:
+    """Tell whether a file system class is about this machine's own disk."""
+    return bool(getattr(kind, "local_file", False))
+
+
+def check_form(uri: str, scheme: str, kind: Any) -> None:
+    try:
+        urlsplit(uri)
+        whole = is_local(kind) or uri[len(scheme) :].startswith("://")
+    except ValueError:  # brackets that hold no address; the URI may hold a password, so it is not repeated
+        whole = False
+    if not whole:
+        raise ConfigError(
+            f"A {scheme}: sink needs a whole URL.", hint=f"Write {scheme}://HOST-OR-BUCKET/FOLDER."
+        ) from None
+
+
+def filesystem_class(scheme: str) -> Any:
+    from fsspec.registry import get_filesystem_class, known_implementations
+
+    try:
+        return get_filesystem_class(scheme)
+    except ImportError as error:
+        if scheme in _EXTRAS:
+            hint = f"pip install 'stagesink[{_EXTRAS[scheme]}]'"
+        else:
+            hint = str(known_implementations.get(scheme, {}).get("err", "Install its package."))
+        raise MissingExtra(f"A package for {scheme}: sinks is not installed.", hint=hint) from error
+
+
+def commit_of(scheme: str, kind: Any) -> Commit:
+    from fsspec.spec import AbstractFileSystem
+
+    if scheme in _COMMIT:
+        return _COMMIT[scheme]
+    if kind.mv is not AbstractFileSystem.mv:
+        return "rename"
+    raise UnknownScheme(
+        f"{scheme}: has neither an atomic put nor a rename, so readers could see half an object.",
+        hint="Use s3://, az://, gs://, sftp:// or file:, or write a sink for it.",
+    )
+
+
+def quiet_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what switches off the client's own retries and its memory of listings."""
+    quiet = dict(options)
+    if scheme in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ftp"):
+        quiet.setdefault("use_listings_cache", False)
+    if scheme in ("s3", "s3a"):
+        config = {"retries": {"mode": "standard", "total_max_attempts": 1}, "max_pool_connections": 32}
+        quiet["config_kwargs"] = {**config, **quiet.get("config_kwargs", {})}
+    return quiet
+
+
+def shown(uri: str) -> str:
+    """Return ``uri`` without password, query and trailing slash."""
+    if "://" not in uri:
+        return uri.rstrip("/")
+    head, _, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    rest = f"{user.partition(':')[0]}{at}{host}{slash}{path}".partition("?")[0] if at else rest
+    return f"{head}://{rest.rstrip('/')}"
