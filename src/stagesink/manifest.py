@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from stagesink.archive import ARCHIVE_SUFFIXES
 from stagesink.artifacts import ArtifactKey
 from stagesink.errors import InvalidKey, ManifestError
 
 FORMAT = "stagesink.manifest/1"
+_KNOWN_SUFFIX = ".tar.gz"
 MAX_MANIFEST_BYTES = 256 << 20
 """Most bytes a manifest may have: about a million files. More is refused before it is parsed."""
 
@@ -209,13 +209,11 @@ def _typed(value: Any, kind: type[Any]) -> Any:
 def manifest_key(run_id: str, path: str, kind: Kind) -> ArtifactKey:
     """Return where the manifest of ``path`` lies.
 
-    ``checkpoint`` has ``checkpoint.manifest.json``; the archive ``best_trial_checkpoint.tar.gz`` has
+    ``checkpoint`` has ``checkpoint.manifest.json``; only an archive ``best_trial_checkpoint.tar.gz`` has
     ``best_trial_checkpoint_manifest.json``, the name that readers of such archives know.
     """
-    if kind == "archive":
-        for suffix in ARCHIVE_SUFFIXES:
-            if path.endswith(suffix):
-                return ArtifactKey(run_id, f"{path.removesuffix(suffix)}_manifest.json")
+    if kind == "archive" and path.endswith(_KNOWN_SUFFIX):
+        return ArtifactKey(run_id, f"{path.removesuffix(_KNOWN_SUFFIX)}_manifest.json")
     try:
         return ArtifactKey(run_id, f"{path}.manifest.json")
     except InvalidKey as error:

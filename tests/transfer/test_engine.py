@@ -731,12 +731,38 @@ def test_files_of_the_previous_upload_stay_until_the_new_one_has_landed(memory: 
     assert held(memory) == {f"tree/{name}": data for name, data in FILES.items()}
 
 
-def test_another_kind_of_archive_takes_the_place_of_the_old_one(memory: MemorySink, tmp_path: Path) -> None:
+def test_archives_of_two_formats_stand_beside_each_other(memory: MemorySink, tmp_path: Path) -> None:
     pytest.importorskip("zstandard")
     folder = folder_of(tmp_path / "in", FILES)
     for kind in ("tar.gz", "tar.zst"):
         Transfer(memory).run(plan_packed_tree(RUN, f"best.{kind}", folder, archive_format=kind))  # type: ignore[arg-type]
-    assert set(everything(memory)) == {"best.tar.zst", "best_manifest.json"}
+    assert set(everything(memory)) == {
+        *("best.tar.gz", "best_manifest.json"),
+        *("best.tar.zst", "best.tar.zst.manifest.json"),
+    }
+
+
+@pytest.mark.parametrize("path", ["tree.manifest.json", "tree/a.bin"])
+def test_an_upload_that_would_falsify_another_is_refused(path: str, memory: MemorySink) -> None:
+    Transfer(memory).run(plan({"a.bin": b"a", "b.bin": b"b"}))
+    before = everything(memory)
+    error = fail(Transfer(memory, QUICK), one(b"other", path))
+    assert isinstance(error.failures[path], SinkConflict)
+    assert everything(memory) == before
+
+
+def test_a_file_may_be_added_to_the_folder_of_a_tree(memory: MemorySink) -> None:
+    Transfer(memory).run(plan({"a.bin": b"a"}))
+    Transfer(memory).run(one(b"notes", "tree/notes.txt"))
+    assert {m.path for m in list_committed(memory, RUN)} == {"tree", "tree/notes.txt"}
+
+
+def test_a_file_that_was_uploaded_by_itself_as_well_is_not_removed_as_stale(memory: MemorySink) -> None:
+    Transfer(memory).run(plan({"a.bin": b"a", "b.bin": b"b"}))
+    own = ArtifactKey(RUN, "tree/a.bin.manifest.json")
+    memory.put(own, MemorySource(b"{}"))
+    Transfer(memory).run(plan({"b.bin": b"b"}))
+    assert "tree/a.bin" in everything(memory)
 
 
 def test_a_manifest_that_the_store_loses_is_written_again(memory: MemorySink) -> None:

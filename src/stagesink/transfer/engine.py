@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import cast
@@ -14,13 +14,14 @@ from stagesink.artifacts import ArtifactKey, MemorySource, Proof, Receipt, Store
 from stagesink.errors import (
     ArtifactNotFound,
     ManifestError,
+    SinkConflict,
     SourceChanged,
     StagesinkError,
     TransferCancelled,
     TransferError,
     VerificationError,
 )
-from stagesink.manifest import Manifest, ManifestEntry
+from stagesink.manifest import Manifest, ManifestEntry, is_manifest_path, manifest_key
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink
 from stagesink.streams import chunks
 from stagesink.transfer.options import TransferOptions
@@ -32,6 +33,8 @@ from stagesink.transfer.reader import DIGESTS, ReadOnce
 from stagesink.transfer.retry import RetryPolicy
 
 _STRONGEST: tuple[Proof, ...] = ("sha256", "crc64nvme", "crc32c", "md5")
+_BUFFERED_BYTES = 64 << 20  # more than any client keeps to itself: from here on the backend has taken some
+_ELSEWHERE = "Choose another artifact path, or upload the whole of that anew."
 _STAT_UP_TO = 2  # objects; for more one listing costs fewer round trips
 
 
@@ -152,13 +155,26 @@ class _Run:
 
     def _look_back(self) -> None:
         """Find what the previous manifest names and the store still holds with the right size."""
-        self.previous = self.retry.call(lambda: _previous(self.sink, self.plan))
+        self.retry.call(self._check_place)
+        self.previous = self.retry.call(lambda: _manifest_at(self.sink, self.plan.manifest_key))
         if self.previous is None:
             return
         self.committed = True
         entries = {ArtifactKey(self.plan.run_id, entry.path): entry for entry in self.previous.objects()}
         found = self.retry.call(lambda: _look(self.sink, self.plan, entries))
         self.there = {key: (entries[key], stored) for key, stored in found.items() if stored.size == entries[key].size}
+
+    def _check_place(self) -> None:
+        """Refuse to overwrite what another upload vouches for: its manifest would speak of other bytes."""
+        plan = self.plan
+        here = ArtifactKey(plan.run_id, plan.path)
+        if is_manifest_path(plan.path) and _manifest_at(self.sink, here) is not None:
+            raise SinkConflict(f"{plan.path} is the manifest of another upload.", hint=_ELSEWHERE)
+        keys = {item.key.path for item in plan.objects}
+        for folder in _folders_above(plan.path):
+            above = _manifest_at(self.sink, manifest_key(plan.run_id, folder, "tree"))
+            if above is not None and not keys.isdisjoint(entry.path for entry in above.objects()):
+                raise SinkConflict(f"{plan.path} is a part of the upload {folder}.", hint=_ELSEWHERE)
 
     def uncommit(self) -> None:
         """Take the old manifest away before the first change: from here on the tree is not there.
@@ -181,6 +197,8 @@ class _Run:
             self.retry.call(lambda key=key: self._remove(key))  # type: ignore[misc]
 
     def _remove(self, key: ArtifactKey) -> None:
+        if self.sink.stat(manifest_key(key.run_id, key.path, "file")) is not None:
+            return  # it was uploaded by itself as well
         self.uncommit()
         self.sink.delete(key)
 
@@ -355,7 +373,8 @@ class _Landing:
     def _on_bytes(self, count: int) -> None:
         self.sent += count
         self.run.counter.add_bytes(count)
-        self.run.retry.moved()
+        if self.sent > _BUFFERED_BYTES:
+            self.run.retry.moved()
 
     def _prove(self, reader: ReadOnce, ours: dict[str, str], stored: StoredArtifact) -> Proof:
         uri, key, verify = self.run.sink.uri, self.item.key, self.run.options.verify
@@ -403,11 +422,17 @@ def _proven_by_size(r: Receipt) -> Receipt:
     return Receipt(r.key, r.uri, r.size, r.sha256, r.seconds, r.attempts, r.status, "size", r.error)
 
 
-def _previous(sink: ArtifactSink, plan: Plan) -> Manifest | None:
+def _manifest_at(sink: ArtifactSink, key: ArtifactKey) -> Manifest | None:
     try:
-        return read_manifest(sink, plan.manifest_key)
+        return read_manifest(sink, key)
     except ManifestError:
         return None  # not one of ours, for example an older program's; the name is the manifest's, so it is replaced
+
+
+def _folders_above(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
 def _look(sink: ArtifactSink, plan: Plan, keys: Iterable[ArtifactKey]) -> dict[ArtifactKey, StoredArtifact]:

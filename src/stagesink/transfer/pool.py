@@ -32,19 +32,15 @@ def run_jobs(
         Size in bytes, and what to do. A job keeps its own failures; an exception out of one is a defect, ends the rest
         and is raised here.
     workers : int
-        Threads at most; one job, or one worker, runs in the calling thread.
+        Threads at most. Even one job has its own: the calling thread must be free to leave a hanging store on Ctrl-C.
     cancel : threading.Event
         Set here on Ctrl-C; jobs look at it.
     tick : callable, optional
         Called about ten times a second from the calling thread.
     """
     queue = deque(job for _, job in sorted(jobs, key=lambda sized: -sized[0]))
-    crew = _Crew(queue, workers, cancel)
-    if min(workers, len(queue)) <= 1:
-        while (job := crew.pick()) is not None:
-            job()
-        return
-    crew.run(tick or (lambda: None))
+    if queue:
+        _Crew(queue, workers, cancel).run(tick or (lambda: None))
 
 
 class _Crew:
@@ -82,7 +78,7 @@ class _Crew:
         if self._error is not None:
             raise self._error
 
-    def pick(self) -> Job | None:
+    def _pick(self) -> Job | None:
         """Take the next job: a large one, and now and then the smallest. None when all are taken."""
         with self._lock:
             if not self._queue:
@@ -102,7 +98,7 @@ class _Crew:
 
     def _work(self) -> None:
         try:
-            while not self._cancel.is_set() and (job := self.pick()) is not None:
+            while not self._cancel.is_set() and (job := self._pick()) is not None:
                 job()
         except BaseException as error:
             if not self._cancel.is_set():  # afterwards it is only what cancelling does to a job

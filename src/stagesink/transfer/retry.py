@@ -21,9 +21,10 @@ _RETRIED = (TransientSinkError, SourceChanged, VerificationError)
 class RetryPolicy:
     """Full-jitter exponential backoff by class of error, under one time budget for the whole transfer.
 
-    The budget runs from a failure until something moves: each byte sent and each call that succeeds stops it, so an
-    upload of hours that fails at its end is tried again. Once it is used up the backend counts as gone, and what was
-    not tried yet fails at once instead of waiting its turn, unless something moves after all.
+    The budget runs from a failure until something moves: a call that succeeds stops it, and so do more bytes than a
+    client can keep in its own buffers, so an upload of hours that fails at its end is tried again. Once it is used up
+    the backend counts as gone, and what was not tried yet fails at once instead of waiting its turn, unless something
+    moves after all.
 
     Parameters
     ----------
