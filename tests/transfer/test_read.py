@@ -17,7 +17,7 @@ from stagesink.sinks.local import LocalSink
 from stagesink.sinks.memory import MemorySink
 from stagesink.testing import FaultySink, GeneratedSource, fails
 from stagesink.transfer import Transfer, list_committed, read
-from stagesink.transfer.read import hash_object, read_manifest
+from stagesink.transfer.read import hash_object, list_objects, read_manifest
 
 FILES = {"a.bin": b"aaa", "b.bin": b"bb"}
 BUSY = TransientSinkError("503")
@@ -120,6 +120,29 @@ def test_a_store_that_does_not_let_us_is_an_error_not_an_empty_list(memory: Memo
     Transfer(memory).run(plan(FILES))
     with pytest.raises(SinkAuthError):
         list_committed(FaultySink(memory, fails(operation, SinkAuthError("no"))), RUN, QUICK)
+
+
+def test_all_objects_are_listed_by_path(memory: MemorySink) -> None:
+    Transfer(memory).run(plan(FILES))
+    put(memory, "junk", b"12345")
+    put(memory, "tree2", b"")
+    assert [(item.key.path, item.size) for item in list_objects(memory, RUN)][:2] == [
+        ("junk", 5),
+        ("tree.manifest.json", len(everything(memory)["tree.manifest.json"])),
+    ]
+    assert [item.key.path for item in list_objects(memory, RUN, "tree")] == ["tree/a.bin", "tree/b.bin"]
+
+
+def test_listing_objects_starts_anew_when_the_store_is_busy(memory: MemorySink) -> None:
+    class CutOff(Recording):
+        def list(self, run_id: str, prefix: str = "") -> Any:
+            yield from super().list(run_id, prefix)
+            if len(self.asked("list")) == 1:
+                raise BUSY
+
+    put(memory, "a", b"")
+    put(memory, "b", b"")
+    assert [item.key.path for item in list_objects(CutOff(memory), RUN, options=QUICK)] == ["a", "b"]
 
 
 def test_reading_an_object_stops_when_it_should(memory: MemorySink) -> None:

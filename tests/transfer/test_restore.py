@@ -34,6 +34,7 @@ from stagesink.sinks.local import LocalSink
 from stagesink.sinks.memory import MemorySink
 from stagesink.testing import FaultySink, corrupts, fails
 from stagesink.transfer import Transfer, list_committed, plan_packed_tree, restore, select
+from stagesink.transfer.restore import check_inside
 
 FILES = {"a.bin": b"a" * 10, "b.bin": b"b" * 20, "c/d.bin": b"d" * 3_000_000, "empty": b""}
 LANDED = {f"tree/{name}": data for name, data in FILES.items()}
@@ -257,6 +258,56 @@ def test_a_link_in_the_place_of_a_file_is_replaced_not_written_through(
     assert files_in(tmp_path / "there") == LANDED
 
 
+def test_a_link_to_the_very_bytes_is_replaced_by_a_file(
+    memory: MemorySink, committed: tuple[Manifest, ...], tmp_path: Path
+) -> None:
+    elsewhere = folder_of(tmp_path / "elsewhere", {"a.bin": FILES["a.bin"]}) / "a.bin"
+    place = tmp_path / "there/tree/a.bin"
+    place.parent.mkdir(parents=True)
+    place.symlink_to(elsewhere)
+    found = {r.path: r.status for r in restore(memory, committed, tmp_path / "there")}
+    assert found[place] == "restored"
+    assert not place.is_symlink()
+    assert place.read_bytes() == FILES["a.bin"]
+
+
+def test_a_link_made_while_the_restore_runs_is_not_followed_either(memory: MemorySink, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    trees = {"one": b"1", "two": b"2"}
+    for name, data in trees.items():
+        Transfer(memory).run(plan({"x": data}, name))
+
+    class Linking(Recording):
+        def open(self, key: ArtifactKey) -> Any:
+            other = next(name for name in trees if not key.path.startswith(name))
+            if not self.asked("open"):
+                (tmp_path / "there" / other).symlink_to(outside)
+            return super().open(key)
+
+    (tmp_path / "there").mkdir()
+    manifests = list_committed(memory, RUN)
+    error = failing(Linking(memory), manifests, tmp_path / "there", replace(QUICK, workers=1))
+    assert [type(e) for e in error.failures.values()] == [RestoreError]
+    assert files_in(outside) == {}
+
+
+@pytest.mark.parametrize("path", ["", "a", "a/b", "inside/b", "a/../b"])
+def test_what_lies_in_a_folder_is_inside(tmp_path: Path, path: str) -> None:
+    (tmp_path / "there/c").mkdir(parents=True)
+    (tmp_path / "there/inside").symlink_to("c")
+    check_inside(tmp_path / "there", tmp_path / "there" / path)
+
+
+@pytest.mark.parametrize("path", ["..", "../therefore", "out", "out/deeper", "dangling"])
+def test_what_leads_out_of_a_folder_is_not_inside(tmp_path: Path, path: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/out").symlink_to("..")
+    (tmp_path / "there/dangling").symlink_to("../nowhere")
+    with pytest.raises(RestoreError, match="outside"):
+        check_inside(tmp_path / "there", tmp_path / "there" / path)
+
+
 def test_a_link_that_stays_inside_is_followed(
     memory: MemorySink, committed: tuple[Manifest, ...], tmp_path: Path
 ) -> None:
@@ -428,6 +479,30 @@ def test_a_path_chooses_what_lies_at_it_or_under_it(path: str | None, found: lis
     assert [chosen.path for chosen in select(ALL, path)] == found
 
 
+@pytest.mark.parametrize(
+    ("path", "files"),
+    [
+        ("ab/x.bin", ["x.bin"]),
+        ("a/logs", ["logs/y.txt"]),
+        ("a/logs/", ["logs/y.txt"]),
+        ("a/logs/y.txt", ["logs/y.txt"]),
+    ],
+)
+def test_a_path_inside_a_tree_chooses_its_files_there(path: str, files: list[str]) -> None:
+    (chosen,) = select(ALL, path)
+    assert chosen.path == path.partition("/")[0]
+    assert [file.path for file in chosen.files] == files
+
+
+def test_an_archive_and_a_file_have_nothing_inside() -> None:
+    entry = ManifestEntry("x.bin", 1, "00" * 32)
+    packed = Manifest(RUN, "best.tar.gz", "archive", (entry,), archive=ManifestEntry("best.tar.gz", 1, "00" * 32))
+    single = Manifest(RUN, "one", "file", (entry,))
+    for path in ("best.tar.gz/x.bin", "one/x.bin"):
+        with pytest.raises(ArtifactNotFound):
+            select((packed, single), path)
+
+
 def test_patterns_choose_files_within(memory: MemorySink) -> None:
     assert [(m.path, [f.path for f in m.files]) for m in select(ALL, None, include=["*.bin"], exclude=["b"])] == [
         ("a", ["x.bin"]),
@@ -435,7 +510,17 @@ def test_patterns_choose_files_within(memory: MemorySink) -> None:
     ]
 
 
-@pytest.mark.parametrize("wanted", [{"path": "c"}, {"path": None, "include": ["*.onnx"]}, {"path": "x.bin"}])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"path": "c"},
+        {"path": None, "include": ["*.onnx"]},
+        {"path": "x.bin"},
+        {"path": "a/nope"},
+        {"path": "a/log"},
+        {"path": "a/logs", "include": ["x.bin"]},
+    ],
+)
 def test_choosing_nothing_is_an_error_that_says_what_to_do(wanted: Any) -> None:
     with pytest.raises(ArtifactNotFound, match="stagesink ls"):
         select(ALL, **wanted)

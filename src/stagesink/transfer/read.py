@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 
-from stagesink.artifacts import ArtifactKey
+from stagesink.artifacts import ArtifactKey, StoredArtifact
 from stagesink.errors import ArtifactNotFound, ManifestError, TransferCancelled
 from stagesink.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest_path
 from stagesink.sinks.protocol import ArtifactSink
@@ -53,6 +53,30 @@ def hash_object(
             size += len(chunk)
             moved()
     return size, digest.hexdigest()
+
+
+def list_objects(
+    sink: ArtifactSink, run_id: str, prefix: str = "", options: TransferOptions | None = None
+) -> tuple[StoredArtifact, ...]:
+    """Return everything that lies in a run, committed or not, by path.
+
+    Parameters
+    ----------
+    sink : ArtifactSink
+    run_id : str
+    prefix : str
+        An object, or a folder.
+    options : TransferOptions, optional
+        How hard to try.
+
+    Raises
+    ------
+    SinkError
+        The store cannot be read.
+    """
+    retry = RetryPolicy(options or TransferOptions(), threading.Event())
+    found = retry.call(lambda: list(sink.list(run_id, prefix)))  # in one go: a listing cut off begins anew
+    return tuple(sorted(found, key=lambda stored: stored.key.path))
 
 
 def list_committed(sink: ArtifactSink, run_id: str, options: TransferOptions | None = None) -> tuple[Manifest, ...]:

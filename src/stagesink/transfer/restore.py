@@ -106,8 +106,8 @@ class _Restore:
 
     def run(self, manifests: Sequence[Manifest]) -> tuple[Restored, ...]:
         wanted = [(ArtifactKey(m.run_id, entry.path), entry) for m in manifests for entry in m.objects()]
-        for key, _ in wanted:
-            self._check_inside(key)
+        for parent in {(self.folder / key.path).parent for key, _ in wanted}:
+            check_inside(self.folder, parent)
         self.counter = ProgressCounter("restore", len(wanted), sum(entry.size for _, entry in wanted), self.progress)
         # A folder is landed in as the file: sink does it: temporary file, fsync, rename, leftovers swept.
         local = open_sink(str(self.folder.parent))
@@ -136,6 +136,7 @@ class _Restore:
 
     def _fetch(self, key: ArtifactKey, entry: ManifestEntry) -> Restored:
         path = self.folder / key.path
+        check_inside(self.folder, path.parent)  # again: what was a folder at the start may be a link by now
         if self._is_there(path, entry):
             self.counter.add_bytes(entry.size)
             return Restored(path, entry.size, entry.sha256, "unchanged")
@@ -156,21 +157,13 @@ class _Restore:
         return Restored(path, entry.size, entry.sha256, "restored")
 
     def _is_there(self, path: Path, entry: ManifestEntry) -> bool:
+        if os.path.islink(path):
+            return False  # what it leads to is not in the folder; landing replaces the link
         source = FileSource(path)
         try:
             return source.size == entry.size and digest_of(source, self.cancel) == entry.sha256
         except SourceError:
             return False  # not there, or nothing that can be read: it is fetched, and landing says what is wrong
-
-    def _check_inside(self, key: ArtifactKey) -> None:
-        """Refuse to follow a link that lies in the folder out of it."""
-        real = os.path.realpath(self.folder)
-        parent = os.path.realpath(os.path.dirname(self.folder / key.path))
-        if os.path.commonpath([real, parent]) != real:
-            raise RestoreError(
-                f"{key.path} would land outside {self.folder}, through a symbolic link.",
-                hint="Restore into an empty folder.",
-            )
 
 
 class _StoredSource:
@@ -224,6 +217,28 @@ class _VerifyingStream(io.RawIOBase):
         super().close()
 
 
+def check_inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Refuse to land at ``path`` when a symbolic link in ``folder`` leads it out of there.
+
+    Parameters
+    ----------
+    folder : path
+        May itself be a link, and need not exist.
+    path : path
+        With the folder in front: ``folder/checkpoint``. Links are followed to its very end.
+
+    Raises
+    ------
+    RestoreError
+        ``path`` lies outside.
+    """
+    real = os.path.realpath(folder)
+    if os.path.commonpath([real, os.path.realpath(path)]) != real:
+        raise RestoreError(
+            f"{path} lies outside {folder}, through a symbolic link.", hint="Restore into an empty folder."
+        )
+
+
 def _check_target(folder: Path) -> None:
     if not folder.name:
         raise RestoreError(f"{folder} is the root of the file system.", hint="Name a folder to restore into.")
@@ -247,11 +262,14 @@ def select(
 ) -> tuple[Manifest, ...]:
     """Return the manifests at or under ``path``; all when it is None.
 
+    A tree's manifest then names only the files that are wanted: to verify and restore from, not to store.
+
     Parameters
     ----------
+    path : str or None
+        May lie in a tree, too: then its files there are chosen.
     include, exclude : sequence of str
-        See :class:`stagesink.transfer.patterns.Patterns`; held against paths in the run and in their tree. A tree's
-        manifest then names only the files that are wanted: to restore from, not to store.
+        See :class:`stagesink.transfer.patterns.Patterns`; held against paths in the run and in their tree.
 
     Raises
     ------
@@ -259,13 +277,24 @@ def select(
         Nothing committed lies there.
     """
     path = path.rstrip("/") if path is not None else None
-    found = [m for m in manifests if path is None or m.path == path or m.path.startswith(f"{path}/")]
+    found = [part for m in manifests if (part := _part_at(m, path)) is not None]
     if path is not None and not found:
         raise ArtifactNotFound(f"Nothing whole lies at {path!r}.")
     wanted = tuple(part for m in found if (part := _narrowed(m, Patterns(include, exclude))) is not None)
     if found and not wanted:
         raise ArtifactNotFound(f"include and exclude leave nothing of {len(found)} uploads.")
     return wanted
+
+
+def _part_at(manifest: Manifest, path: str | None) -> Manifest | None:
+    if path is None or manifest.path == path or manifest.path.startswith(f"{path}/"):
+        return manifest
+    folder = f"{manifest.path}/"
+    if manifest.kind != "tree" or not path.startswith(folder):
+        return None
+    inside = path[len(folder) :]
+    files = tuple(f for f in manifest.files if f.path == inside or f.path.startswith(f"{inside}/"))
+    return replace(manifest, files=files) if files else None
 
 
 def _narrowed(manifest: Manifest, patterns: Patterns) -> Manifest | None:
