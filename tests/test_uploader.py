@@ -189,7 +189,8 @@ def test_a_checkpoint_is_packed_when_the_configuration_says_so(
     uploader = ArtifactUploader("run", "training", configure(f"artifacts: {{pack: {pack}}}"), sink=sink)
     assert uploader.upload_checkpoint(checkpoint) is True
     there = objects(sink)
-    assert set(there) == {f"checkpoint.{pack}", "checkpoint_manifest.json"}
+    beside = "checkpoint_manifest.json" if pack == "tar.gz" else f"checkpoint.{pack}.manifest.json"
+    assert set(there) == {f"checkpoint.{pack}", beside}
     if pack == "tar.gz":
         (tmp_path / "packed").write_bytes(there["checkpoint.tar.gz"])
         with tarfile.open(tmp_path / "packed") as archive:
@@ -387,15 +388,14 @@ def test_a_checkpoint_can_be_uploaded_although_it_is_switched_off(
     assert uploader.upload_checkpoint(checkpoint, skip_if_disabled=False) is True
 
 
-def test_a_stage_that_the_table_does_not_know_has_no_switches(
-    sink: MemorySink, checkpoint: Path, metrics_json: Path
-) -> None:
-    uploader = ArtifactUploader("run", "distillation", sink=sink)
-    assert uploader.upload_checkpoint(checkpoint) is True
-    assert json.loads(objects(sink)["checkpoint.manifest.json"])["provenance"]["stage"] == "distillation"
+def test_a_stage_that_the_table_does_not_know_is_no_stage_without_switches(sink: MemorySink, checkpoint: Path) -> None:
+    uploader = ArtifactUploader("run", "trainning", sink=sink)
+    assert uploader.upload_checkpoint(checkpoint) is False
+    assert "There is no stage 'trainning'. There are training, conversion" in str(uploader.errors[0])
+    assert objects(sink) == {}
 
 
-@pytest.mark.parametrize(("stage", "slot"), [("distillation", "model"), ("training", "model"), (None, "model")])
+@pytest.mark.parametrize(("stage", "slot"), [("training", "model"), (None, "model")])
 def test_a_slot_that_the_table_does_not_know_is_said(
     sink: MemorySink, metrics_json: Path, stage: str | None, slot: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -970,3 +970,46 @@ def test_an_empty_folder_and_a_bad_destination_are_typed(sink: MemorySink, tmp_p
     assert [type(error) for error in uploader.errors] == [EmptyTree, InvalidKey]
     assert sink.stat(ArtifactKey("run", "x")) is None
     sink.put(ArtifactKey("run", "x"), MemorySource(b""))
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"bytes", ["list"], {"a": 1}], ids=repr)
+@pytest.mark.parametrize("argument", ["artifact_path", "run_id", "stage", "sink", "config_dir", "path"])
+def test_an_argument_of_another_type_never_kills_the_training(
+    argument: str, wrong: object, tmp_path: Path, metrics_json: Path
+) -> None:
+    if wrong is None and argument in ("run_id", "stage", "sink", "config_dir"):
+        pytest.skip("None stands for the default there")
+    given: dict[str, Any] = {
+        "run_id": "run",
+        "stage": "training",
+        "sink": f"file:{tmp_path / 'out'}",
+        "config_dir": None,
+    }
+    call: dict[str, Any] = {"path": metrics_json, "artifact_path": "metrics.json"}
+    (call if argument in call else given)[argument] = wrong
+    uploader = ArtifactUploader(**given)
+    if wrong is None and argument == "artifact_path":
+        assert uploader.upload_file(call["path"], None) is True  # its own name
+        assert uploader.upload_checkpoint(metrics_json.parent, None) is False  # type: ignore[arg-type]
+    else:
+        assert uploader.upload_file(call["path"], call["artifact_path"]) is False
+    assert len(uploader.errors) == 1
+    assert "Unexpected" not in str(uploader.errors[0]) or argument == "path"
+
+
+def test_paths_are_taken_for_a_sink_and_a_destination(tmp_path: Path, metrics_json: Path) -> None:
+    uploader = ArtifactUploader("run", sink=tmp_path / "out")
+    assert uploader.upload_file(metrics_json, Path("reports", "m.json")) is True  # type: ignore[arg-type]
+    assert (tmp_path / "out/run/reports/m.json").exists()
+
+
+def test_an_archive_that_was_written_anew_since_its_manifest_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"weights")
+    archive, manifest = create_checkpoint_archive(folder, 1, tmp_path / "a.tar.gz")
+    archive.write_bytes(b"something else")
+    uploader = ArtifactUploader("run", "hpo", sink="memory:rewritten")
+    assert uploader.upload_checkpoint_archive(archive, manifest) is False
+    assert "describes another archive" in str(uploader.errors[0])
+    assert list_committed(uploader.sink, "run") == ()

@@ -1,13 +1,13 @@
 """The four stage helpers: one line at the end of a stage, and its artifacts are where the stage table says.
 
-Each takes the keyword arguments of :class:`stagesink.ArtifactUploader` as well: ``sink``, ``on_failure``, ``verify``,
-``workers``, ``progress``.
+Each takes ``sink=`` and the other keyword arguments of :class:`stagesink.ArtifactUploader` as well.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from stagesink.sinks import ArtifactSink
 from stagesink.uploader import ArtifactUploader, StrPath
 
 
@@ -16,6 +16,8 @@ def upload_training_artifacts(
     metrics_json_path: StrPath | None = None,
     run_id: str | None = None,
     config_dir: StrPath | None = None,
+    *,
+    sink: StrPath | ArtifactSink | None = None,
     **options: Any,
 ) -> dict[str, bool]:
     """Upload what training hands over.
@@ -29,15 +31,16 @@ def upload_training_artifacts(
     run_id : str, optional
     config_dir : path, optional
         Folder that holds ``mlflow.yaml``.
+    sink : str, path or ArtifactSink, optional
     **options
-        See :class:`stagesink.ArtifactUploader`.
+        Of :class:`stagesink.ArtifactUploader`: ``on_failure``, ``verify``, ``workers``, ``progress``.
 
     Returns
     -------
     dict of str to bool
         ``checkpoint`` and ``metrics_json``, for those that were given: True when it landed.
     """
-    with ArtifactUploader(run_id, "training", config_dir, **options) as uploader:
+    with ArtifactUploader(run_id, "training", config_dir, sink=sink, **options) as uploader:
         return uploader.upload_slots(_given(checkpoint=checkpoint_dir, metrics_json=metrics_json_path))
 
 
@@ -46,6 +49,7 @@ def upload_conversion_artifacts(
     run_id: str | None = None,
     config_dir: StrPath | None = None,
     *,
+    sink: StrPath | ArtifactSink | None = None,
     conversion_log_path: StrPath | None = None,
     **options: Any,
 ) -> bool:
@@ -59,15 +63,16 @@ def upload_conversion_artifacts(
     config_dir : path, optional
     conversion_log_path : path, optional
         Lands as ``conversion_log.txt``.
+    sink : str, path or ArtifactSink, optional
     **options
-        See :class:`stagesink.ArtifactUploader`.
+        Of :class:`stagesink.ArtifactUploader`: ``on_failure``, ``verify``, ``workers``, ``progress``.
 
     Returns
     -------
     bool
         True when everything that was given landed.
     """
-    with ArtifactUploader(run_id, "conversion", config_dir, **options) as uploader:
+    with ArtifactUploader(run_id, "conversion", config_dir, sink=sink, **options) as uploader:
         slots = {"onnx_model": onnx_path, **_given(conversion_log=conversion_log_path)}
         return all(uploader.upload_slots(slots).values())
 
@@ -76,6 +81,8 @@ def upload_benchmark_artifacts(
     benchmark_json_path: StrPath | None = None,
     run_id: str | None = None,
     config_dir: StrPath | None = None,
+    *,
+    sink: StrPath | ArtifactSink | None = None,
     **options: Any,
 ) -> dict[str, bool]:
     """Upload what a benchmark hands over.
@@ -86,15 +93,16 @@ def upload_benchmark_artifacts(
         Lands as ``benchmark_results.json``.
     run_id : str, optional
     config_dir : path, optional
+    sink : str, path or ArtifactSink, optional
     **options
-        See :class:`stagesink.ArtifactUploader`.
+        Of :class:`stagesink.ArtifactUploader`: ``on_failure``, ``verify``, ``workers``, ``progress``.
 
     Returns
     -------
     dict of str to bool
         ``benchmark_json``, when it was given.
     """
-    with ArtifactUploader(run_id, "benchmark", config_dir, **options) as uploader:
+    with ArtifactUploader(run_id, "benchmark", config_dir, sink=sink, **options) as uploader:
         return uploader.upload_slots(_given(benchmark_json=benchmark_json_path))
 
 
@@ -103,6 +111,8 @@ def upload_hpo_artifacts(
     trial_number: int,
     run_id: str | None = None,
     config_dir: StrPath | None = None,
+    *,
+    sink: StrPath | ArtifactSink | None = None,
     **options: Any,
 ) -> bool:
     """Upload the best trial's checkpoint, packed while it is sent.
@@ -114,10 +124,16 @@ def upload_hpo_artifacts(
     trial_number : int
     run_id : str, optional
     config_dir : path, optional
+    sink : str, path or ArtifactSink, optional
     **options
-        See :class:`stagesink.ArtifactUploader`.
+        Of :class:`stagesink.ArtifactUploader`: ``on_failure``, ``verify``, ``workers``, ``progress``.
+
+    Returns
+    -------
+    bool
+        True when it landed.
     """
-    with ArtifactUploader(run_id, "hpo", config_dir, **options) as uploader:
+    with ArtifactUploader(run_id, "hpo", config_dir, sink=sink, **options) as uploader:
         return uploader.upload_slots({"checkpoint": checkpoint_dir}, trial_number=trial_number)["checkpoint"]
 
 

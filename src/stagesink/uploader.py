@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Literal
+from pathlib import PurePath
+from types import NoneType, TracebackType
+from typing import Any, Literal, cast
 
 from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
@@ -20,6 +21,7 @@ from stagesink.provenance import provenance
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
 from stagesink.runs import find_run
 from stagesink.sinks import ArtifactSink, open_sink
+from stagesink.sinks.protocol import TrackedSink
 from stagesink.transfer import (
     Plan,
     ProgressCallback,
@@ -54,8 +56,8 @@ class ArtifactUploader:
         A stage of the stage table; its switches in ``mlflow.yaml`` govern what is uploaded.
     config_dir : path, optional
         Folder that holds ``mlflow.yaml``. Read once, at the first upload.
-    sink : str or ArtifactSink, optional
-        Where to: a URI, or an open sink, which stays open. Default: the configured one.
+    sink : str, path or ArtifactSink, optional
+        Where to: a URI, a folder, or an open sink, which stays open. Default: the configured one.
     on_failure : {"warn", "raise"}, optional
         ``raise`` lets the typed error through.
     verify : {"auto", "full", "size", "none"}, optional
@@ -85,7 +87,7 @@ class ArtifactUploader:
         stage: str | None = None,
         config_dir: StrPath | None = None,
         *,
-        sink: str | ArtifactSink | None = None,
+        sink: StrPath | ArtifactSink | None = None,
         on_failure: Literal["warn", "raise"] | None = None,
         verify: Verify | None = None,
         workers: int | None = None,
@@ -96,7 +98,7 @@ class ArtifactUploader:
         self.receipts: list[Receipt] = []
         self.errors: list[StagesinkError] = []
         self._given_run_id = run_id
-        self._given_sink = sink
+        self._given_sink = os.fspath(sink) if isinstance(sink, os.PathLike) else sink
         self._on_failure = on_failure
         self._progress = progress if callable(progress) else None
         self._arguments = {
@@ -140,9 +142,10 @@ class ArtifactUploader:
         skip_if_disabled : bool
             False uploads even when the stage or the slot is switched off in the configuration.
         """
+        destination = _posix(artifact_path)
         return self._upload(
-            artifact_path,
-            lambda: self._plan_checkpoint(_checked(checkpoint_dir), artifact_path, force=not skip_if_disabled),
+            destination,
+            lambda: self._plan_checkpoint(_checked(checkpoint_dir), destination, force=not skip_if_disabled),
         )
 
     def upload_packed_checkpoint(
@@ -162,9 +165,8 @@ class ArtifactUploader:
         trial_number : int, optional
             Of the HPO trial; goes into the manifest.
         """
-        return self._upload(
-            artifact_path, lambda: self._plan_packed(_checked(checkpoint_dir), artifact_path, trial_number)
-        )
+        destination = _posix(artifact_path)
+        return self._upload(destination, lambda: self._plan_packed(_checked(checkpoint_dir), destination, trial_number))
 
     def upload_file(self, file_path: StrPath, artifact_path: str | None = None) -> bool:
         """Upload one file.
@@ -178,9 +180,9 @@ class ArtifactUploader:
 
         def plan() -> Plan | None:
             path = _checked(file_path)
-            return self._plan_file(path, _name_of(path) if artifact_path is None else artifact_path)
+            return self._plan_file(path, _name_of(path) if artifact_path is None else _posix(artifact_path))
 
-        return self._upload(str(file_path) if artifact_path is None else artifact_path, plan)
+        return self._upload(str(file_path if artifact_path is None else artifact_path), plan)
 
     def upload_checkpoint_archive(
         self,
@@ -197,7 +199,8 @@ class ArtifactUploader:
             What :func:`stagesink.create_checkpoint_archive` returned with it.
         artifact_path : str
         """
-        return self._upload(artifact_path, lambda: self._plan_archive(_checked(archive_path), manifest, artifact_path))
+        destination = _posix(artifact_path)
+        return self._upload(destination, lambda: self._plan_archive(_checked(archive_path), manifest, destination))
 
     def upload_plan(self, plan: Plan) -> bool:
         """Upload what was planned for :attr:`run_id` already, if its stage and slot are switched on."""
@@ -246,12 +249,22 @@ class ArtifactUploader:
     @cached_property
     def config(self) -> Config:
         """The validated configuration."""
-        return load_config(self.config_dir, arguments=self._arguments)
+        _check_type("config_dir", self.config_dir, (str, os.PathLike, NoneType))
+        config = load_config(self.config_dir, arguments=self._arguments)
+        _check_type("stage", self.stage, (str, NoneType))
+        if self.stage is not None and self.stage not in config.stages:
+            # Not taken for a stage without switches: a typo would upload what the configuration switches off.
+            known = ", ".join(config.stages)
+            raise ConfigError(
+                f"There is no stage {self.stage!r}.", hint=f"There are {known}; artifacts.stages adds more."
+            )
+        return config
 
     @cached_property
     def sink(self) -> ArtifactSink:
         """Where uploads go."""
         if self._given_sink is not None and not isinstance(self._given_sink, str):
+            _check_type("sink", self._given_sink, (str, os.PathLike, ArtifactSink))
             return self._given_sink
         choice = choose_sink(self.config, self._given_sink)
         return open_sink(choice.uri, storage_options=self.config.artifacts.storage_options)
@@ -259,7 +272,9 @@ class ArtifactUploader:
     @cached_property
     def run_id(self) -> str:
         """The run uploads belong to."""
-        return find_run(self._given_run_id, needs_server=getattr(self.sink, "tracks_runs", False)).run_id
+        _check_type("run_id", self._given_run_id, (str, NoneType))
+        tracked = isinstance(self.sink, TrackedSink) and self.sink.tracks_runs
+        return find_run(self._given_run_id, needs_server=tracked).run_id
 
     @property
     def options(self) -> TransferOptions:
@@ -322,8 +337,9 @@ class ArtifactUploader:
     def _count(self, receipts: tuple[Receipt, ...], start: float, *, failed: bool) -> None:
         self.receipts.extend(receipts)
         sink = self.sink.uri if "sink" in self.__dict__ else ""  # none could be opened
+        stage = self.stage if isinstance(self.stage, str) else None
         for metrics in (self._metrics, PROCESS_METRICS):
-            metrics.add(self.stage, sink, receipts, time.monotonic() - start, failed=failed)
+            metrics.add(stage, sink, receipts, time.monotonic() - start, failed=failed)
 
     def _skipped(self, destination: str) -> bool:
         if self._all_skipped(destination):
@@ -336,6 +352,7 @@ class ArtifactUploader:
         return True
 
     def _all_skipped(self, destination: str) -> bool:
+        _check_type("artifact_path", destination, (str,))
         if not skip_artifact_logging():
             return False
         if not self._said_skipped:
@@ -358,6 +375,7 @@ class ArtifactUploader:
             receipts = Transfer(self.sink, self.options, progress=self.progress).run(plan)
         except Exception as error:
             self._count(error.receipts if isinstance(error, TransferError) else (), start, failed=True)
+            what = str(what)
             self._failed(f"{what if what.isprintable() else ascii(what)} was not uploaded", error)
             return False
         self._count(receipts, start, failed=False)
@@ -399,6 +417,17 @@ class ArtifactUploader:
             return True  # a URI that cannot be taken apart: quote nothing
         whole = {uri, uri.partition("?")[2]} if without_secrets(uri) != uri else set()
         return shows_secret(error, secrets | whole - {""})
+
+
+def _posix(artifact_path: StrPath) -> str:
+    """Take a Path for the text it stands for; what is neither is refused later, where errors become booleans."""
+    return artifact_path.as_posix() if isinstance(artifact_path, PurePath) else cast("str", artifact_path)
+
+
+def _check_type(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds if kind is not NoneType)
+        raise ConfigError(f"{name} is {type(value).__name__}; it takes {expected}.", hint="Correct the call.")
 
 
 def _checked(path: StrPath) -> str:

@@ -79,3 +79,16 @@ class BatchingSink(ArtifactSink, Protocol):
     def batch(self) -> AbstractContextManager[ArtifactSink]:
         """Yield a view of this sink; what is put through it is durable at the end of the block, and visible as ever."""
         ...
+
+
+@runtime_checkable
+class TrackedSink(ArtifactSink, Protocol):
+    """A sink whose runs are made by a tracking server. A capability, not part of the contract.
+
+    Attributes
+    ----------
+    tracks_runs : bool
+        True: an upload needs a run that the server knows, so none is invented for it.
+    """
+
+    tracks_runs: bool

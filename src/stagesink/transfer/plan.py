@@ -41,6 +41,8 @@ class Plan:
         Handed through to the manifest.
     contents : tuple of ManifestEntry or None
         What an archive holds, where it is known before it is read.
+    archive_sha256 : str or None
+        What that knowledge is about: the digest of the archive it came with.
     """
 
     run_id: str
@@ -51,6 +53,7 @@ class Plan:
     details: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     contents: tuple[ManifestEntry, ...] | None = None
+    archive_sha256: str | None = None
 
     @property
     def manifest_key(self) -> ArtifactKey:
@@ -82,6 +85,11 @@ class Plan:
         contents = self.contents
         if isinstance(source, ArchiveSource):
             contents = tuple(ManifestEntry(entry.path, entry.size, entry.sha256) for entry in source.contents)
+        elif self.archive_sha256 not in (None, entries[0].sha256):
+            raise ManifestError(
+                f"The manifest handed over for {self.path} describes another archive.",
+                hint="The archive was written anew since; create it and its manifest together.",
+            )
         return replace(base, files=contents or (), archive=entries[0])
 
 
@@ -197,6 +205,7 @@ def plan_archive(
         details=details,
         provenance=provenance or {},
         contents=contents,
+        archive_sha256=_archive_sha256(manifest or {}),
     )
 
 
@@ -219,6 +228,11 @@ def _told(
             hint="Hand over what create_checkpoint_archive returned, with nothing but JSON values added.",
         ) from error
     return contents, tuple(skipped), details
+
+
+def _archive_sha256(manifest: Mapping[str, Any]) -> str | None:
+    archive = manifest.get("archive")
+    return archive.get("sha256") if isinstance(archive, Mapping) else None  # older programs do not tell
 
 
 def _wanted(tree: Tree, patterns: Patterns) -> Tree:
