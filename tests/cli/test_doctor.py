@@ -14,7 +14,7 @@ from stagesink.testing.faults import corrupts, fails, loses_object, short_list
 STEPS = ["write", "read back", "stat", "list", "delete"]
 
 
-def test_a_healthy_sink_passes_every_step_and_keeps_nothing(run):
+def test_a_healthy_sink_passes_every_step_and_keeps_no_object(run):
     document = run("doctor", "--json").json
     assert document["ok"] is True
     assert [step["step"] for step in document["probe"]] == ["configuration", "open", *STEPS]

@@ -4,6 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from stagesink.errors import TransientSinkError
+from stagesink.sinks.local import LocalSink
+from stagesink.testing import FaultySink, fails
+from stagesink.transfer.retry import RetryPolicy
+from stagesink.uploader import ArtifactUploader
+
 
 @pytest.fixture
 def uploaded(run, checkpoint):
@@ -89,6 +95,23 @@ def test_a_path_that_would_leave_the_run(run, uploaded, command):
     assert run(*command.split(), "../r2", "-r", "r1").code in (2, 3)
 
 
+BUSY = TransientSinkError("503")
+TRIES = 7  # more than the default
+
+
+@pytest.mark.parametrize("command", ["ls", "ls --objects", "verify", "verify --sizes", "restore --to back"])
+@pytest.mark.parametrize("operation", ["list", "open"])
+def test_a_busy_store_is_asked_as_often_as_configured(run, uploaded, monkeypatch, command, operation):
+    Path("config").mkdir()
+    Path("config/mlflow.yaml").write_text(f"artifacts: {{retries: {{attempts: {TRIES}}}}}")
+    monkeypatch.setattr(
+        ArtifactUploader, "sink", FaultySink(LocalSink("artifacts"), fails(operation, BUSY, first=TRIES - 1))
+    )
+    monkeypatch.setattr(RetryPolicy, "_sleep", lambda self, seconds: None)
+    answer = run(*command.split(), "-r", "r1")
+    assert (answer.code, answer.err) == (0, "")
+
+
 # -- verify ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,3 +155,16 @@ def test_verify_notes_what_was_not_committed(run, uploaded):
     answer = run("verify", "-r", "r1")
     assert answer.code == 0
     assert "junk" in answer.err
+
+
+def test_verify_looks_at_a_part_of_a_tree_alone(run, uploaded):
+    Path("artifacts/r1/checkpoint/sub/notes.txt").unlink()
+    document = run("verify", "checkpoint/model.bin", "-r", "r1", "--json").json
+    assert document["ok"] is True
+    assert [(each["path"], each["files"], each["size"]) for each in document["uploads"]] == [("checkpoint", 1, 1500)]
+    assert run("verify", "checkpoint/sub", "-r", "r1").code == 1
+
+
+@pytest.mark.parametrize("command", ["verify", "restore --to x"])
+def test_a_path_that_a_tree_does_not_hold_is_not_found(run, uploaded, command):
+    assert run(*command.split(), "checkpoint/nope", "-r", "r1").code == 3

@@ -42,6 +42,51 @@ def test_archives_are_unpacked_when_asked(run, uploaded):
     assert _files("back/hpo/best") == {"model.bin", "optimizer.bin", "sub/notes.txt"}
 
 
+@pytest.mark.parametrize("link", ["best", "parent"])
+def test_no_archive_is_unpacked_through_a_link_out_of_the_target(run, uploaded, link):
+    Path("outside").mkdir()
+    Path("back/hpo").mkdir(parents=True)
+    if link == "best":
+        Path("back/hpo/best").symlink_to(Path("outside").absolute())
+    else:
+        Path("back/hpo").rmdir()
+        Path("back/hpo").symlink_to(Path("outside").absolute())
+    answer = run("restore", "--to", "back", "--unpack", "-r", "r1", "--json")
+    assert answer.code == 1
+    assert answer.json["error"]["type"] == "RestoreError"
+    assert _files("outside") == set()
+    assert _files("back") == set()  # refused before anything was fetched
+
+
+def test_an_archive_is_unpacked_through_a_link_that_stays_inside(run, uploaded):
+    Path("back/hpo").mkdir(parents=True)
+    Path("back/elsewhere").mkdir()
+    Path("back/hpo/best").symlink_to("../elsewhere")
+    assert run("restore", "hpo", "--to", "back", "--unpack", "-r", "r1").code == 0
+    assert _files("back/elsewhere") == {"model.bin", "optimizer.bin", "sub/notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("checkpoint/model.bin", {"checkpoint/model.bin"}),
+        ("checkpoint/sub", {"checkpoint/sub/notes.txt"}),
+        ("checkpoint/sub/", {"checkpoint/sub/notes.txt"}),
+    ],
+)
+def test_a_part_of_a_tree_comes_back_alone(run, uploaded, path, wanted):
+    assert run("restore", path, "--to", "back", "-r", "r1").code == 0
+    assert _files("back") == wanted
+
+
+def test_an_empty_target_is_not_the_working_folder(run, uploaded):
+    before = _files(".")
+    answer = run("restore", "--to", "", "-r", "r1")
+    assert answer.code == 2
+    assert "the path is empty" in answer.err
+    assert _files(".") == before
+
+
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [

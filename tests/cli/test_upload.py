@@ -36,6 +36,15 @@ def test_the_working_folder_has_a_name_too(run, checkpoint, monkeypatch):
     assert "r1/checkpoint/model.bin" in _stored("../../store")
 
 
+def test_an_empty_path_is_not_the_working_folder(run, checkpoint):
+    answer = run("upload", "", "-r", "r1")
+    assert answer.code == 2
+    assert "the path is empty" in answer.err
+    document = run("upload", "", "-r", "r1", "--json").json
+    assert "the path is empty" in document["error"]["message"]
+    assert not Path("artifacts").exists()
+
+
 def test_json_tells_every_receipt_in_bytes(run, checkpoint):
     document = run("upload", checkpoint, "-r", "r1", "--json").json
     assert (document["status"], document["size"], document["kind"]) == ("uploaded", 2005, "tree")
@@ -76,6 +85,9 @@ def test_patterns_for_a_file_are_a_usage_error(run, checkpoint):
         (["--pack", "tar.gz", "--to", "best"], "best.tar.gz"),
         (["--to", "best.tar.gz"], "best.tar.gz"),
         (["--pack", "tar.gz", "--to", "best.tar.gz"], "best.tar.gz"),
+        (["--to", "best.tgz"], "best.tgz"),
+        (["--pack", "tar.gz", "--to", "best.tgz/"], "best.tgz"),
+        (["--to", "BEST.TAR.GZ"], "BEST.TAR.GZ"),
     ],
 )
 def test_a_folder_can_land_as_an_archive(run, checkpoint, options, lands):
@@ -92,9 +104,10 @@ def test_the_configured_pack_holds_unless_the_option_says_otherwise(run, checkpo
 
 
 def test_two_formats_at_once_are_a_usage_error(run, checkpoint):
-    answer = run("upload", checkpoint, "--pack", "tar.gz", "--to", "best.tar.zst")
-    assert answer.code == 2
-    assert "two formats" in answer.err
+    for pack, to in (("tar.gz", "best.tar.zst"), ("tar.zst", "best.tgz")):
+        answer = run("upload", checkpoint, "--pack", pack, "--to", to)
+        assert answer.code == 2
+        assert "two formats" in answer.err
 
 
 def test_a_file_cannot_be_packed(run, checkpoint):

@@ -49,7 +49,8 @@ def doctor(
 ) -> None:
     """Show what is installed and which sink is used, then write, read, stat, list and delete a probe object there.
 
-    The probe lies under a run id of its own and is always removed. Exits with the code of what failed first.
+    The probe lies under a run id of its own, and its objects are removed; a root folder that the store did not have
+    before stays. Exits with the code of what failed first.
     """
     out = Output(as_json, quiet, verbose)
     chosen: dict[str, Any] = {}

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from stagesink.artifacts import StoredArtifact
     from stagesink.manifest import Manifest
-    from stagesink.sinks import ArtifactSink
     from stagesink.transfer import Check
+    from stagesink.uploader import ArtifactUploader
 
 LS_EPILOG = examples(
     "stagesink ls -r run1 --sink s3://bucket/runs",
@@ -29,16 +29,9 @@ VERIFY_EPILOG = examples(
     "stagesink verify -r run1", "stagesink verify checkpoint -r run1", "stagesink verify --sizes -r run1 --json"
 )
 
-Path = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="PATH", help="One upload, or all below this path. Default: all of the run.", show_default=False
-    ),
-]
-
 
 def ls(
-    path: Path = None,
+    path: options.PathInRun = None,
     objects: Annotated[bool, typer.Option("--objects", help="List the stored objects, one by one.")] = False,
     sink: options.Sink = None,
     run_id: options.RunId = None,
@@ -54,7 +47,7 @@ def ls(
     out = Output(as_json, quiet, verbose)
     run = options.named_run(run_id)
     with options.open_uploader(sink, run, config_dir) as uploader:
-        found = _Run(uploader.sink, run, path)
+        found = _Run(uploader, run, path)
         document: dict[str, Any] = {"run_id": run, "sink": uploader.sink.uri}
         if objects:
             _show_objects(out, document, found)
@@ -71,12 +64,13 @@ class _Run:
         Nothing.
     """
 
-    def __init__(self, sink: ArtifactSink, run_id: str, path: str | None) -> None:
-        from stagesink.transfer import list_committed
+    def __init__(self, uploader: ArtifactUploader, run_id: str, path: str | None) -> None:
+        from stagesink.transfer.read import list_committed, list_objects
 
+        sink, transfer_options = uploader.sink, uploader.options
         prefix = (path or "").rstrip("/")
-        self.objects = sorted(sink.list(run_id, prefix), key=lambda stored: stored.key)
-        committed = list_committed(sink, run_id)
+        self.objects = list_objects(sink, run_id, prefix, transfer_options)
+        committed = list_committed(sink, run_id, transfer_options)
         # A path inside a tree stands for the tree: a part of an upload has no manifest of its own.
         self.uploads = tuple(m for m in committed if _covers(prefix, m.path) or _covers(m.path, prefix))
         if not self.objects and not self.uploads:
@@ -141,7 +135,7 @@ def _upload(manifest: Manifest) -> dict[str, Any]:
 
 
 def verify(
-    path: Path = None,
+    path: options.PathInRun = None,
     sizes: Annotated[bool, typer.Option("--sizes", help="Compare sizes only, without reading the objects.")] = False,
     sink: options.Sink = None,
     run_id: options.RunId = None,
@@ -161,7 +155,7 @@ def verify(
     out = Output(as_json, quiet, verbose)
     run = options.named_run(run_id)
     with options.open_uploader(sink, run, config_dir, workers=workers, quiet=quiet) as uploader:
-        found = _Run(uploader.sink, run, path)
+        found = _Run(uploader, run, path)
         manifests = select(found.uploads, path)
         if not manifests:
             raise ArtifactNotFound(f"Nothing whole lies in the run {run} in {uploader.sink.uri}.")

@@ -21,6 +21,19 @@ def _stages() -> list[str]:
     return list(STAGES)
 
 
+def not_empty(value: str | None) -> str | None:
+    """Refuse an empty path, as an unset variable of a shell gives it: it would mean the working folder.
+
+    Raises
+    ------
+    typer.BadParameter
+        It is empty.
+    """
+    if value == "":
+        raise typer.BadParameter("the path is empty; the working folder is '.'")
+    return value
+
+
 Sink = Annotated[
     str | None,
     typer.Option(
@@ -58,6 +71,14 @@ Stage = Annotated[
         help="The stage it belongs to (training, conversion, benchmark, hpo); its switches apply.",
         autocompletion=_stages,
         rich_help_panel=_WHERE,
+    ),
+]
+PathInRun = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PATH",
+        help="An upload, a part of a tree, or all below this path. Default: all of the run.",
+        show_default=False,
     ),
 ]
 Include = Annotated[

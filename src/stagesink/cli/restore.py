@@ -27,14 +27,16 @@ EPILOG = examples(
 
 def restore(
     to: Annotated[
-        Path, typer.Option("--to", metavar="DIR", help="Folder to restore into; made when missing.", show_default=False)
-    ],
-    path: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PATH", help="One upload, or all below this path. Default: all of the run.", show_default=False
+        str,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="Folder to restore into; made when missing.",
+            show_default=False,
+            callback=options.not_empty,
         ),
-    ] = None,
+    ],
+    path: options.PathInRun = None,
     unpack: Annotated[
         bool, typer.Option("--unpack", help="Unpack archives too, each into a folder beside it, without its suffix.")
     ] = False,
@@ -56,19 +58,22 @@ def restore(
     from stagesink.transfer import list_committed, select
     from stagesink.transfer import restore as fetch
 
-    out = Output(as_json, quiet, verbose)
+    out, folder = Output(as_json, quiet, verbose), Path(to)
     run = options.named_run(run_id)
     with options.open_uploader(sink, run, config_dir, workers=workers, quiet=quiet) as uploader:
-        there = select(list_committed(uploader.sink, run), path)
+        there = select(list_committed(uploader.sink, run, uploader.options), path)
         manifests = select(there, None, include=include or (), exclude=exclude or ())
         if not manifests:
             raise ArtifactNotFound(f"Nothing whole lies in the run {run} in {uploader.sink.uri}.")
-        document: dict[str, Any] = {"run_id": run, "sink": uploader.sink.uri, "to": str(to.absolute())}
+        document: dict[str, Any] = {"run_id": run, "sink": uploader.sink.uri, "to": str(folder.absolute())}
         if dry_run:
-            _show_plan(out, document, to, manifests, there)
+            _show_plan(out, document, folder, manifests, there)
             return
-        restored = fetch(uploader.sink, manifests, to, uploader.options, progress=uploader.progress)
-    _show_restored(out, document, to, restored, _unpack(manifests, to) if unpack else {})
+        archives = [manifest for manifest in manifests if unpack and manifest.kind == "archive"]
+        for manifest in archives:
+            _unpack_folder(folder, manifest)  # what would be refused is refused before anything is fetched
+        restored = fetch(uploader.sink, manifests, folder, uploader.options, progress=uploader.progress)
+    _show_restored(out, document, folder, restored, _unpack(archives, folder))
 
 
 def _show_plan(
@@ -89,16 +94,30 @@ def _show_plan(
     out.show(document, table(("Would land as", "Size"), rows), last)
 
 
-def _unpack(manifests: Sequence[Manifest], to: Path) -> dict[str, list[str]]:
-    """Unpack every archive among the uploads; return the files of each by the folder they lie in."""
-    from stagesink.archive import ARCHIVE_SUFFIXES, extract_checkpoint_archive
+def _unpack_folder(to: Path, archive: Manifest) -> Path:
+    """Return the folder that an archive is unpacked into.
+
+    Raises
+    ------
+    RestoreError
+        A symbolic link leads it out of ``to``.
+    """
+    from stagesink.archive import ARCHIVE_SUFFIXES
+    from stagesink.transfer.restore import check_inside
+
+    suffix = next((each for each in ARCHIVE_SUFFIXES if archive.path.endswith(each)), "")
+    folder = to / (archive.path.removesuffix(suffix) if suffix else f"{archive.path}.unpacked")
+    check_inside(to, folder)
+    return folder
+
+
+def _unpack(archives: Sequence[Manifest], to: Path) -> dict[str, list[str]]:
+    """Unpack the archives; return the files of each by the folder they lie in."""
+    from stagesink.archive import extract_checkpoint_archive
 
     unpacked = {}
-    for manifest in manifests:
-        if manifest.kind != "archive":
-            continue
-        suffix = next((each for each in ARCHIVE_SUFFIXES if manifest.path.endswith(each)), "")
-        folder = to / (manifest.path.removesuffix(suffix) if suffix else f"{manifest.path}.unpacked")
+    for manifest in archives:
+        folder = _unpack_folder(to, manifest)
         # An older program's manifest lists no files: then the archive's own sha256 has to do.
         contents = manifest.to_dict() if manifest.files else None
         unpacked[str(folder)] = extract_checkpoint_archive(to / manifest.path, folder, manifest=contents)

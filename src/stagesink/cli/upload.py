@@ -34,7 +34,10 @@ _NEW_RUN = "a-new-run"  # stands for the run id that only an upload makes up
 
 
 def upload(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", help="A file or a folder.", show_default=False, callback=options.not_empty),
+    ],
     to: Annotated[
         str | None,
         typer.Option("--to", metavar="ARTIFACT_PATH", help="Where in the run it lands. Default: its own name."),
@@ -61,7 +64,7 @@ def upload(
     manifest is, which is written last.
     """
     out = Output(as_json, quiet, verbose)
-    chosen = _Chosen(path, to, pack, tuple(include or ()), tuple(exclude or ()))
+    chosen = _Chosen(Path(path), to, pack, tuple(include or ()), tuple(exclude or ()))
     with options.open_uploader(sink, run_id, config_dir, stage=stage, workers=workers, quiet=quiet) as uploader:
         # Planned before a run is made up and before the backend is touched: what is wrong with PATH is said first.
         plan = chosen.plan(uploader, _known_run(run_id))
@@ -106,8 +109,10 @@ class _Chosen:
 
     def _landing(self, configured: str) -> tuple[str, str]:
         """Return where the folder lands, and as which kind of archive, or "none"."""
+        from stagesink.archive import ARCHIVE_SUFFIXES, archive_format_of
+
         to = self.to.rstrip("/")
-        named = next((each for each in ("tar.gz", "tar.zst") if to.endswith(f".{each}")), None)
+        named = archive_format_of(to) if to.lower().endswith(tuple(ARCHIVE_SUFFIXES)) else None
         pack = self.pack or named or configured
         if pack == "none" or pack == named:
             return to, pack
