@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
 
@@ -22,11 +24,58 @@ from stagesink.redaction import secrets_of, shows_secret, without_secrets
         ("abfs://container@account/p?sig=abc", "abfs://container@account/p?***"),
         ("file:./a@b?c", "file:./a@b?c"),
         ("memory:", "memory:"),
+        ("memory://", "memory://"),
+        ("s3://AKIAX:SECRET/abc@bucket/x", "s3://***@bucket/x"),
+        ("ftp://u:22:x@host/p", "ftp://***@host/p"),
+        ("ftp://u:123456/x@host/p", "ftp://***@host/p"),
+        ("abfs://user:pass@account/p", "abfs://***@account/p"),
+        ("ftp://[brackets:pass@host", "ftp://***@host"),
+        ("ftp://u:p?ss@host/p", "ftp://***"),
+        ("ftp://u:p@s#s@host/p", "ftp://***"),
+        ("https://tok?en@host/p", "https://***"),
+        ("https://host/p?url=ftp://u:p@host", "https://host/p?***"),
+        ("https://host:443?x=1", "https://host:443?***"),
         (str(Path("a", "b")), "a/b"),
     ],
 )
 def test_a_printed_uri_holds_no_secret_and_keeps_the_rest(uri, shown):
     assert without_secrets(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "secrets"),
+    [
+        ("s3://AKIAX:SECRET/abc@bucket/x", {"AKIAX", "SECRET/abc", "SECRET"}),
+        ("ftp://user:se@cret@host/a@b", {"user", "se@cret"}),
+        ("ftp://[user:secret@host", {"[user", "secret"}),
+        ("ftp://user:p%40ss%word@host", {"user", "p%40ss%word", "p@ss%word"}),
+    ],
+)
+def test_user_and_password_are_secrets_whatever_a_parser_makes_of_them(uri, secrets):
+    assert secrets <= secrets_of(uri, {})
+
+
+@pytest.mark.parametrize("uri", ["", "file:./a", "sftp://host:22/a@b", "https://user@host/p", "ftp://[", "x://\udcff:"])
+def test_a_uri_without_a_password_has_no_secret(uri, monkeypatch):
+    monkeypatch.setattr("os.environ", {})
+    assert secrets_of(uri, {}) == frozenset()
+
+
+@given(st.text("a:/@?#[]%1\n", max_size=12), st.text(max_size=5))
+def test_no_text_is_too_odd(text, password):
+    for uri in (text, f"ftp://{text}", f"ftp://user:{password}@host"):
+        without_secrets(uri)
+        secrets_of(uri, {"key": text})
+
+
+@given(st.text("ab:/@?#[]%", max_size=5), st.text("ab/?#=@", max_size=3))
+def test_no_password_survives(around, path):
+    assert "SECRET" not in without_secrets(f"s3://user:{around}SECRET{around}@bucket/{path}")
+
+
+def test_a_secret_of_the_environment_that_is_no_text_is_one_too(monkeypatch):
+    monkeypatch.setattr("os.environ", {"AWS_SECRET_ACCESS_KEY": "\udcff-secret"})
+    assert "\udcff-secret" in secrets_of("memory:", {})
 
 
 def test_a_cause_that_quotes_a_secret_is_found_however_it_is_spelled() -> None:

@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
-_USER = re.compile(r"//(?:[^/@?#]*:(?!\d+/)[^?#]*|[^/?#]*)@")  # `//host:22/a@b` has a port, not a password
+# Of what follows `://`. Not by urlsplit, which finds no password in one that holds a slash, and raises on others.
+_LOGIN = re.compile(r"([^/@?#:]*):(?!\d{1,5}(?:[/?#]|$))(.*)@", re.DOTALL)  # `host:22/a@b` has a port, not a password
+_USER = re.compile(r"[^/?#]*@")
 _CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # `abfs://container@account` holds no user
 _QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
 
@@ -17,20 +19,51 @@ _SHORTEST_SECRET = 4  # characters; shorter ones occur in any text
 
 
 def without_secrets(uri: str) -> str:
-    """Return the URI fit for a log: no user, no password, no query."""
-    if "://" not in uri:
+    """Return the URI fit for a log: no user, no password, no query.
+
+    Parameters
+    ----------
+    uri : str
+        Any text; what has no ``://`` is a path and stays as it is.
+
+    Returns
+    -------
+    str
+        Only the scheme where a password may hold ``?`` or ``#``: nobody can tell then where the host begins.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
         return uri
-    bare = _QUERY.sub("?***", uri)
-    return bare if uri.partition(":")[0].lower() in _CONTAINER_SCHEMES else _USER.sub("//***@", bare, count=1)
+    bare = _QUERY.sub("", rest)
+    if "@" in rest[len(bare) :] and (_LOGIN.match(rest) or "/" not in bare):
+        return f"{scheme}://***"
+    login = _LOGIN.match(bare) or (None if scheme.lower() in _CONTAINER_SCHEMES else _USER.match(bare))
+    shown = bare if login is None else f"***@{bare[login.end() :]}"
+    return f"{scheme}://{shown}" + ("" if bare == rest else "?***")
 
 
 def secrets_of(uri: str, options: Mapping[str, Any]) -> frozenset[str]:
-    """Collect what must not be shown: the URL's password, options and environment variables with telling names."""
-    found = {urlsplit(uri).password or ""}
+    """Collect what must not be shown.
+
+    Parameters
+    ----------
+    uri : str
+        Any text. Its user and password count when it has a password.
+    options : mapping
+        Values whose names tell of a secret count, and so do environment variables of the clouds.
+
+    Returns
+    -------
+    frozenset of str
+        Each whole, in its parts, which clients quote too, and percent-encoded and decoded.
+    """
+    found = set(_login(uri))
     found.update(value for name, value in os.environ.items() if _is_cloud_secret(name))
     found.update(_secret_values(options))
     pieces = {piece for value in found for piece in re.split(r"[&;=]", value)} | found  # SAS and connection strings
-    spelled = {spelling for piece in pieces for spelling in (piece, quote(piece, safe=""), unquote(piece))}
+    spelled = {
+        spelling for piece in pieces for spelling in (piece, quote(piece, safe="", errors="replace"), unquote(piece))
+    }
     return frozenset(value for value in spelled if len(value) >= _SHORTEST_SECRET)
 
 
@@ -38,6 +71,15 @@ def shows_secret(error: BaseException, secrets: Iterable[str]) -> bool:
     """Tell whether a traceback that prints ``error`` and its causes would print a secret."""
     text = "\n".join(str(cause) for cause in causes_of(error))
     return any(secret in text for secret in secrets)
+
+
+def _login(uri: str) -> Iterator[str]:
+    """Yield user and password, also as a parser reads them that ends a password at another ``@`` or at a slash."""
+    login = _LOGIN.match(uri.partition("://")[2])
+    if login is not None:
+        user, password = login.groups()
+        yield from (user, password, *re.split(r"[/?#@]", password))
+        yield from (password[: at.start()] for at in re.finditer("@", password))
 
 
 def _is_cloud_secret(name: str) -> bool:

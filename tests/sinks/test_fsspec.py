@@ -38,6 +38,7 @@ from stagesink.sinks._http import kind_of_status, retry_after_seconds
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.sinks.fsspec.info import digests_of
 from stagesink.sinks.fsspec.sink import PART_BYTES, _part_bytes
+from stagesink.sinks.local import LocalSink
 from stagesink.testing import GeneratedSource
 
 KEY = ArtifactKey("run", "folder/object.bin")
@@ -270,8 +271,21 @@ def test_digests_are_what_the_store_computed(info: dict[str, Any], digests: dict
 def test_a_leftover_of_a_killed_process_is_not_listed(tmp_path: Path) -> None:
     sink = FsspecSink(f"local://{tmp_path}")
     sink.put(KEY, MemorySource(b"x"))
-    (tmp_path / "run/folder" / ".stagesink-0123.tmp").write_bytes(b"half")
+    (tmp_path / "run/folder" / ".uploading-0123.tmp").write_bytes(b"half")
     assert [stored.key for stored in sink.list("run")] == [KEY]
+
+
+def test_the_file_sink_leaves_alone_what_is_being_written(tmp_path: Path) -> None:
+    sink = FsspecSink(f"local://{tmp_path}")
+    others: list[LocalSink] = []
+
+    def meanwhile(_: int) -> None:
+        if not others:
+            others.append(LocalSink(tmp_path))
+            others[0].put(ArtifactKey("run", "folder/other"), MemorySource(b"theirs"))
+
+    sink.put(KEY, MemorySource(b"ours"), on_bytes=meanwhile)
+    assert sink.open(KEY).read() == b"ours"
 
 
 def test_a_failed_put_leaves_no_file(tmp_path: Path) -> None:
@@ -283,7 +297,7 @@ def test_a_failed_put_leaves_no_file(tmp_path: Path) -> None:
 
 def test_names_of_temporary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SinkError, match="temporary files"):
-        FsspecSink(f"local://{tmp_path}").put(ArtifactKey("run", "a/.stagesink-x.tmp"), MemorySource(b"x"))
+        FsspecSink(f"local://{tmp_path}").put(ArtifactKey("run", "a/.uploading-x.tmp"), MemorySource(b"x"))
 
 
 def test_a_folder_is_never_replaced_or_filled(tmp_path: Path) -> None:
@@ -355,8 +369,9 @@ def test_a_connection_that_the_server_closed_is_not_used_twice(ftp: FtpServer) -
     ("uri", "shown"),
     [
         ("s3://bucket/folder/", "s3://bucket/folder"),
-        ("ftp://user:pw-12345@host:2121/a", "ftp://user@host:2121/a"),
-        ("ftp://user@host/a@b", "ftp://user@host/a@b"),
+        ("s3://AKIA-12345:pw-12345/abc@bucket/x/", "s3://***@bucket/x"),
+        ("ftp://user:pw-12345@host:2121/a/", "ftp://***@host:2121/a"),
+        ("ftp://user@host/a@b", "ftp://***@host/a@b"),
         ("memory://x", "memory://x"),
     ],
 )
@@ -365,7 +380,7 @@ def test_the_uri_shows_no_password(uri: str, shown: str) -> None:
         installed("s3fs")
     sink = FsspecSink(uri)
     assert sink.uri == shown
-    assert "pw-12345" not in repr(sink)
+    assert "12345" not in f"{sink!r} {sink._address(KEY)}"
 
 
 def test_no_secret_is_in_an_error_or_its_traceback(moto: S3Server) -> None:
@@ -376,6 +391,38 @@ def test_no_secret_is_in_an_error_or_its_traceback(moto: S3Server) -> None:
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(sink)
     for secret in secrets.values():
         assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://user:s3cret/x@host/d", "webhdfs://user:s3cret#x@host", "sftp://user:s3cret/x@h/d"]
+)
+def test_a_uri_that_cannot_be_taken_apart_is_refused_without_repeating_it(uri: str) -> None:
+    if uri.startswith("sftp"):
+        installed("paramiko")
+    with pytest.raises(ConfigError, match=r"cannot be taken apart\. Percent-encode") as caught:
+        FsspecSink(uri)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_password_in_a_uri_that_its_store_takes_for_a_bucket_is_in_no_error(moto: S3Server) -> None:
+    sink = FsspecSink("s3://AKIAX:SECRET/abc@bucket/x", moto.options())
+    for call in (lambda: sink.put(KEY, MemorySource(b"x")), lambda: sink.stat(KEY), lambda: list(sink.list("run"))):
+        with pytest.raises(SinkError) as caught:
+            call()
+        told = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+        assert "SECRET" not in told
+        assert "AKIAX" not in told
+
+
+def test_a_defect_of_ours_is_not_taken_for_the_stores_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = FsspecSink(f"local://{tmp_path}")
+
+    def defective(*_: Any) -> Any:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr("stagesink.sinks.fsspec.sink.quiet_options", defective)
+    with pytest.raises(KeyError, match="a defect"):
+        sink.stat(KEY)
 
 
 @pytest.mark.parametrize("uri", ["ftp:", "ftp:host/folder", "ftp:/host", "ftp://[user:secret@host"])

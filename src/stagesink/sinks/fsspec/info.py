@@ -15,10 +15,8 @@ def version_of(info: Mapping[str, Any]) -> dict[str, str]:
     return {field: str(info[field]) for field in _VERSION_FIELDS if info.get(field) is not None}
 
 
-def head_of(fs: Any, path: str) -> dict[str, Any]:
-    """Ask S3 itself: s3fs's ``info`` drops how the object is encrypted, and looks for folders."""
-    bucket, key, _ = fs.split_path(path)
-    head = fs.call_s3("head_object", Bucket=bucket, Key=key)
+def info_of_head(head: Mapping[str, Any], bucket: str) -> dict[str, Any]:
+    """Return the answer of S3's HEAD in the form of fsspec's ``info``."""
     return {**head, "type": "file", "size": head["ContentLength"], "bucket": bucket}
 
 

@@ -75,7 +75,8 @@ class ObjectReader(io.RawIOBase):
             raise self._replaced()
         if self._version is not None:
             with self._translating():
-                now = version_of(self._fs.info(self._path))
+                info = self._fs.info(self._path)
+            now = version_of(info)
             if any(now[field] != self._version[field] for field in now.keys() & self._version.keys()):
                 raise self._replaced()
             self._version = None

@@ -22,12 +22,12 @@ from stagesink.errors import (
     StagesinkError,
     VerificationError,
 )
-from stagesink.redaction import secrets_of, shows_secret
+from stagesink.redaction import secrets_of, shows_secret, without_secrets
 from stagesink.sinks._backend_errors import sink_error
 from stagesink.sinks.fsspec.clients import Clients
-from stagesink.sinks.fsspec.info import digests_of, head_of
+from stagesink.sinks.fsspec.info import digests_of, info_of_head
 from stagesink.sinks.fsspec.reader import ObjectReader
-from stagesink.sinks.fsspec.stores import check_form, commit_of, filesystem_class, is_local, quiet_options, shown
+from stagesink.sinks.fsspec.stores import check_form, commit_of, filesystem_class, is_local, quiet_options, root_of
 from stagesink.sinks.protocol import OnBytes
 from stagesink.sinks.registry import scheme_of
 from stagesink.streams import chunks
@@ -40,7 +40,7 @@ PART_BYTES = 8 << 20
 _STREAM_PART_BYTES = 12 << 20  # for a source of unknown size: 10,000 parts make 117 GiB
 _MAX_PARTS = 10_000  # of S3, the strictest
 
-_TEMP_PREFIX, _TEMP_SUFFIX = ".stagesink-", ".tmp"
+_TEMP_PREFIX, _TEMP_SUFFIX = ".uploading-", ".tmp"  # other than LocalSink's, which it sweeps
 
 
 class FsspecSink:
@@ -64,7 +64,7 @@ class FsspecSink:
     UnknownScheme
         The store has neither an atomic put nor a rename, so a reader could see half an object.
     ConfigError
-        The URI has a query, chains file systems, or names no bucket.
+        The URI has a query, chains file systems, names no bucket, or cannot be taken apart.
     """
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
@@ -78,9 +78,9 @@ class FsspecSink:
             raise ConfigError(
                 f"A {self._scheme}: sink takes no query in its URI.", hint="Put it into artifacts.storage_options."
             )
-        self._root = str(kind._strip_protocol(uri)).rstrip("/")
+        self._root = root_of(uri, self._scheme, kind)
         if self._commit == "put" and not self._root:
-            raise ConfigError(f"{shown(uri)} names no bucket.", hint=f"Use {self._scheme}://BUCKET/FOLDER.")
+            raise ConfigError(f"{without_secrets(uri)} names no bucket.", hint=f"Use {self._scheme}://BUCKET/FOLDER.")
         # A relative folder must mean the same after pickling, where the working directory may be another.
         self._url = f"{self._scheme}://{self._root}" if is_local(kind) else uri
         self._options = dict(storage_options or {})
@@ -89,7 +89,9 @@ class FsspecSink:
 
     @property
     def uri(self) -> str:
-        return shown(self._url)
+        """Printable address of the sink, without a slash at its end."""
+        scheme, separator, rest = without_secrets(self._url).partition("://")
+        return f"{scheme}{separator}{rest.rstrip('/')}"
 
     def __repr__(self) -> str:
         return f"FsspecSink({self.uri!r})"
@@ -100,6 +102,7 @@ class FsspecSink:
     # -- the protocol --------------------------------------------------------------------------------------------------
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        """Store all bytes of ``source`` under ``key``; see :meth:`.ArtifactSink.put`."""
         with closing(source.open()) as stream, self._client() as fs:
             path = self._path(fs, key)
             if self._commit == "rename":
@@ -114,11 +117,13 @@ class FsspecSink:
         return stored
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Return what is held under ``key``, or None."""
         with self._client() as fs:
             return self._stat(fs, self._path(fs, key), key)
 
     def open(self, key: ArtifactKey) -> BinaryIO:
-        fs = self._take()
+        """Open the object for reading; raises :class:`~stagesink.errors.ArtifactNotFound` when it is not there."""
+        fs = self._clients.take()
         path = self._path(fs, key)
         reading = f"{self._address(key)} could not be read"
         if self._commit == "pipe":
@@ -143,11 +148,13 @@ class FsspecSink:
         )
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        """Yield the objects of a run, or those under one object's or folder's name."""
         ArtifactKey(run_id, prefix or "any")  # refuses what would leave the run
         with self._client() as fs:
             yield from self._walk(fs, run_id, prefix) if self._commit == "rename" else self._find(fs, run_id, prefix)
 
     def delete(self, key: ArtifactKey) -> None:
+        """Remove the object, if it is there."""
         with self._client() as fs:
             path = self._path(fs, key)
             # sftp removes an empty folder of that name, others fail on it: a folder is no object.
@@ -157,6 +164,7 @@ class FsspecSink:
                 fs.rm_file(path)
 
     def close(self) -> None:
+        """Let go of this process's connections."""
         self._clients.close()
 
     # -- three ways to commit ------------------------------------------------------------------------------------------
@@ -184,9 +192,12 @@ class FsspecSink:
         whole = io.BytesIO()
         self._copy(stream, whole, putting, on_bytes)
         with self._translating(putting):
-            if fs.isdir(path):
-                raise IsADirectoryError(path)
-            fs.pipe_file(path, whole.getvalue())
+            is_folder = fs.isdir(path)
+        if is_folder:
+            raise _folder_in_the_way(putting)
+        data = whole.getvalue()
+        with self._translating(putting):
+            fs.pipe_file(path, data)
 
     def _put_by_rename(self, fs: Any, path: str, key: ArtifactKey, stream: BinaryIO, on_bytes: OnBytes | None) -> None:
         putting = f"{self._address(key)} could not be put"
@@ -225,7 +236,7 @@ class FsspecSink:
             with self._translating(putting):
                 is_folder = fs.isdir(path)
             if is_folder:
-                raise SinkConflict(f"{putting}: a folder stands there.", hint="Choose another path.") from error
+                raise _folder_in_the_way(putting) from error
             if not isinstance(error, SinkConflict):
                 raise
             # This store does not rename over a file: for a moment there is none, which the contract allows.
@@ -261,8 +272,7 @@ class FsspecSink:
 
     def _stat(self, fs: Any, path: str, key: ArtifactKey) -> StoredArtifact | None:
         try:
-            with self._translating(f"{self._address(key)} could not be looked up"):
-                info = head_of(fs, path) if hasattr(fs, "call_s3") else fs.info(path)
+            info = self._info(fs, path, f"{self._address(key)} could not be looked up")
         except ArtifactNotFound:
             return None
         except SinkConflict:
@@ -270,6 +280,16 @@ class FsspecSink:
                 raise
             return None  # a file where the path has a folder
         return self._describe(key, info, digests_of(info)) if info["type"] == "file" else None
+
+    def _info(self, fs: Any, path: str, looking: str) -> Mapping[str, Any]:
+        if not hasattr(fs, "call_s3"):
+            with self._translating(looking):
+                return cast("Mapping[str, Any]", fs.info(path))
+        # S3 itself: s3fs's `info` drops how the object is encrypted, and looks for folders.
+        bucket, name, _ = fs.split_path(path)
+        with self._translating(looking):
+            head = fs.call_s3("head_object", Bucket=bucket, Key=name)
+        return info_of_head(head, bucket)
 
     def _find(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
         base = f"{self._root}/{run_id}"
@@ -338,28 +358,27 @@ class FsspecSink:
 
     @contextmanager
     def _client(self) -> Iterator[Any]:
-        fs = self._take()
+        fs = self._clients.take()
         yield fs
         self._clients.give_back(fs)  # not after a failure: the connection may be the reason
-
-    def _take(self) -> Any:
-        with self._translating(f"{self.uri} could not be reached", missing=RunNotFound):
-            return self._clients.take()
 
     def _connect(self) -> Any:
         from fsspec.core import url_to_fs
 
         options = quiet_options(self._scheme, self._options)
-        fs, _ = url_to_fs(self._url, skip_instance_cache=True, **options)
+        reaching = f"{self.uri} could not be reached"
+        with self._translating(reaching, missing=RunNotFound):
+            fs, _ = url_to_fs(self._url, skip_instance_cache=True, **options)
         if hasattr(fs, "call_s3"):
             fs.retries = 1  # of s3fs itself; retrying is the engine's
         if self._scheme == "ftp":
-            with suppress(ftplib.Error):  # servers may refuse
+            with self._translating(reaching), suppress(ftplib.Error):  # servers may refuse
                 fs.ftp.sendcmd("OPTS MLST type;size;modify;unique;")  # the time alone is to the second
         return fs
 
     @contextmanager
     def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> Iterator[None]:
+        """Turn what a client raises into our errors. For calls of the client alone: a defect of ours stays one."""
         try:
             yield
         except StagesinkError:
@@ -391,6 +410,10 @@ def _part_bytes(size: int | None) -> int:
     if size is None:
         return _STREAM_PART_BYTES
     return max(PART_BYTES, -(-size // _MAX_PARTS))
+
+
+def _folder_in_the_way(putting: str) -> SinkConflict:
+    return SinkConflict(f"{putting}: a folder stands there.", hint="Choose another path.")
 
 
 def _is_buffered(target: Any) -> bool:

@@ -46,6 +46,19 @@ def check_form(uri: str, scheme: str, kind: Any) -> None:
         ) from None
 
 
+def root_of(uri: str, scheme: str, kind: Any) -> str:
+    """Return where ``uri`` lies inside its store, as the implementation reads it."""
+    try:
+        kind._get_kwargs_from_urls(uri)  # as connecting will do, so that it fails now or never
+        return str(kind._strip_protocol(uri)).rstrip("/")
+    except ValueError:  # it quotes a piece of the password, taken for a port
+        raise ConfigError(
+            f"The URI of this {scheme}: sink cannot be taken apart.",
+            hint="Percent-encode what is special in user and password ('/' is %2F), or put them into"
+            " artifacts.storage_options.",
+        ) from None
+
+
 def filesystem_class(scheme: str) -> Any:
     from fsspec.registry import get_filesystem_class, known_implementations
 
@@ -81,14 +94,3 @@ def quiet_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
         config = {"retries": {"mode": "standard", "total_max_attempts": 1}, "max_pool_connections": 32}
         quiet["config_kwargs"] = {**config, **quiet.get("config_kwargs", {})}
     return quiet
-
-
-def shown(uri: str) -> str:
-    """Return ``uri`` without password, query and trailing slash."""
-    if "://" not in uri:
-        return uri.rstrip("/")
-    head, _, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, host = authority.rpartition("@")
-    rest = f"{user.partition(':')[0]}{at}{host}{slash}{path}".partition("?")[0] if at else rest
-    return f"{head}://{rest.rstrip('/')}"
