@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 import threading
@@ -269,6 +270,43 @@ def test_a_copy_from_a_pickle_sweeps_for_itself(sink: LocalSink, root: Path) -> 
     assert not left.exists()
 
 
+def test_a_pipe_or_a_link_of_a_leftovers_name_stays_and_holds_nobody_up(sink: LocalSink, root: Path) -> None:
+    folder = root / "run/folder"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / ".stagesink-1.tmp")
+    (root / "target").write_bytes(b"mine")
+    (folder / ".stagesink-2.tmp").symlink_to(root / "target")
+    sink.put(KEY, MemorySource(b"x"))
+    assert {path.name for path in folder.iterdir()} == {"object.bin", ".stagesink-1.tmp", ".stagesink-2.tmp"}
+    assert (root / "target").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_written_and_never_swept(
+    sink: LocalSink, root: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (root / "run/folder").mkdir(parents=True)
+    (root / "run/folder/.stagesink-1.tmp").write_bytes(b"half")
+    sink.put(KEY, MemorySource(b"x"))
+    assert files_in(root) == {"run/folder/object.bin": b"x", "run/folder/.stagesink-1.tmp": b"half"}
+
+
+def test_a_lock_that_fails_otherwise_is_a_typed_error_and_leaves_nothing(
+    sink: LocalSink, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(SinkError):
+        sink.put(KEY, MemorySource(b"x"))
+    assert files_in(root) == {}
+
+
 def test_what_only_looks_like_a_leftover_stays(sink: LocalSink, root: Path) -> None:
     (root / "run/folder").mkdir(parents=True)
     for name in (".stagesink-notes", "data.tmp", "x.stagesink-1.tmp"):
@@ -396,7 +434,7 @@ def test_a_full_disk_keeps_the_old_object_and_no_part_of_the_new_one(tmp_path: P
         sink.put(KEY, GeneratedSource(300_000, seed=1))
         before = files_in(disk)
         for wanted in (KEY, key("folder/another"), key("new/folder/another")):
-            with pytest.raises(SinkQuotaError, match=r"Free some space or raise the quota, then upload again"):
+            with pytest.raises(SinkQuotaError, match="Free some space or raise the quota"):
                 sink.put(wanted, GeneratedSource(2_000_000, seed=2))
             assert files_in(disk) == before
         sink.put(KEY, GeneratedSource(400_000, seed=3))

@@ -28,6 +28,7 @@ from stagesink.sinks.protocol import OnBytes
 from stagesink.streams import chunks
 
 _TEMP_PREFIX, _TEMP_SUFFIX = ".stagesink-", ".tmp"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network and FUSE file systems
 _DEFER_BELOW = 1 << 20  # bytes; a larger object's own fsync costs little beside writing it
 _SYNCFS_FROM = 64  # objects; from here one sync of the file system is cheaper than one of each file
 _FOLDER_TRIES = 100  # how often deletions elsewhere may take a folder away before we can write into it
@@ -56,9 +57,9 @@ class LocalSink:
 
     ``put`` writes a temporary file in the target's own folder, syncs it and renames it over the target, so a reader
     sees the old object or the new one. A writer holds a lock on its temporary file; one that nobody holds was left by a
-    killed process, is never listed, and is swept when a sink first puts into its folder. A file system computes no
-    digests, so ``digests`` is always empty. An object and a folder cannot share a name: ``a`` and ``a/b`` raise
-    ``SinkConflict``.
+    killed process, is never listed, and is swept when a sink first puts into its folder. Where the file system knows no
+    locks, nothing is swept. A file system computes no digests, so ``digests`` is always empty. An object and a folder
+    cannot share a name: ``a`` and ``a/b`` raise ``SinkConflict``.
 
     Parameters
     ----------
@@ -78,9 +79,11 @@ class LocalSink:
 
     @property
     def uri(self) -> str:
+        """Printable address of the sink."""
         return f"file:{self.root}"
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        """Store all bytes of ``source`` under ``key``; see :meth:`.ArtifactSink.put`."""
         return self._put(key, source, on_bytes, None)
 
     @contextmanager
@@ -96,6 +99,7 @@ class LocalSink:
         batch.sync()
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Return what is held under ``key``, or None."""
         path = self._path(key)
         try:
             status = os.stat(path)
@@ -106,6 +110,7 @@ class LocalSink:
         return self._describe(key, path, status.st_size) if stat_module.S_ISREG(status.st_mode) else None
 
     def open(self, key: ArtifactKey) -> BinaryIO:
+        """Open the object for reading; raises :class:`~stagesink.errors.ArtifactNotFound` when it is not there."""
         path = self._path(key)
         try:
             # Unbuffered: whoever reads takes large pieces, and a buffer would only copy them once more.
@@ -116,6 +121,7 @@ class LocalSink:
             raise _sink_error(path, error) from error
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        """Yield the objects of a run, or those under one object's or folder's name."""
         if prefix:
             key = ArtifactKey(run_id, prefix)
             found = self.stat(key)
@@ -128,6 +134,7 @@ class LocalSink:
             yield from self._walk(run_id, os.path.join(self.root, run_id), "")
 
     def delete(self, key: ArtifactKey) -> None:
+        """Remove the object, if it is there."""
         path = self._path(key)
         try:
             os.unlink(path)
@@ -207,7 +214,7 @@ class LocalSink:
                     raise
                 continue
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(fd)  # without locks nobody sweeps either
                 if os.fstat(fd).st_nlink:
                     return fd, temp
             except BlockingIOError:
@@ -366,17 +373,28 @@ def _sweep(folder: str) -> None:
         leftovers = [entry.path for entry in entries if _is_temp(entry.name)]
     for path in leftovers:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # For writing, since NFS locks no other file. Without waiting, since a FIFO of that name would never open.
+            fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             continue  # its writer has just renamed it, or it is another user's: either way not ours to sweep
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(OSError):  # a read-only folder keeps its leftovers; they are never listed
-                os.unlink(path)
-        except BlockingIOError:
-            pass  # somebody is writing it
+            # Somebody may be writing it, and a read-only folder keeps its leftovers; they are never listed.
+            with suppress(OSError):
+                if stat_module.S_ISREG(os.fstat(fd).st_mode) and _lock(fd):
+                    os.unlink(path)
         finally:
             os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Lock an open file, or raise BlockingIOError when another holds it. False where the file system knows no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
 
 
 def _fsync_path(path: str) -> None:
