@@ -26,7 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagesink.archive import ArchiveFormat, ArchiveSource, create_checkpoint_archive, extract_checkpoint_archive
-from stagesink.artifacts import Source
+from stagesink.archive.formats import write_all
+from stagesink.artifacts import ArtifactKey, MemorySource, Source
 from stagesink.errors import (
     ArchiveError,
     EmptyTree,
@@ -41,6 +42,7 @@ from stagesink.errors import (
     UnsafeArchive,
     VerificationError,
 )
+from stagesink.sinks.local import LocalSink
 from stagesink.tree import INCOMPLETE_MARKER, Tree, TreeFile, scan_tree, should_skip_file
 
 try:
@@ -449,6 +451,22 @@ def test_an_existing_archive_is_replaced_and_nothing_else_left(checkpoint: Path,
     create_checkpoint_archive(checkpoint, 1, home / "a.tar.gz")
     assert [path.name for path in home.iterdir()] == ["a.tar.gz"]
     assert untar((home / "a.tar.gz").read_bytes())
+
+
+def test_the_file_sink_leaves_alone_an_archive_that_is_being_made(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "run").mkdir(parents=True)
+
+    def put_and_write(file: io.RawIOBase, data: bytes) -> None:
+        LocalSink(home).put(ArtifactKey("run", "other"), MemorySource(b"theirs"))
+        write_all(file, data)
+
+    monkeypatch.setattr("stagesink.archive.pack.write_all", put_and_write)
+    create_checkpoint_archive(checkpoint, 1, home / "run/a.tar.gz")
+    assert {path.name for path in (home / "run").iterdir()} == {"a.tar.gz", "other"}
+    assert untar((home / "run/a.tar.gz").read_bytes())
 
 
 def test_a_failure_keeps_the_old_archive_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ from stagesink.errors import (
 )
 from stagesink.tree import Tree, TreeFile, scan_tree
 
+_TEMP_PREFIX = ".packing-"  # other than LocalSink's, which it sweeps
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 _HASH_ASIDE_BYTES = 64 << 10  # below this, handing a chunk to the other thread costs more than hashing it
 
@@ -208,7 +209,7 @@ def _check_output(output: Path, root: Path) -> None:
 
 def _write_whole(source: ArchiveSource, output: Path, mode: int) -> tuple[int, str]:
     """Write the archive under another name and rename it, so that ``output`` is never a part of one."""
-    unfinished = output.parent / f".stagesink-{secrets.token_hex(8)}.tmp"
+    unfinished = output.parent / f"{_TEMP_PREFIX}{secrets.token_hex(8)}.tmp"
     size, digest = 0, hashlib.sha256()
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

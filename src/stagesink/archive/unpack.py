@@ -36,6 +36,7 @@ from stagesink.errors import (
     VerificationError,
 )
 
+_TEMP_PREFIX = ".unpacking-"  # other than LocalSink's, which it sweeps
 _ZSTD_READ_BYTES = 1 << 10  # its output cannot be bounded, but four bytes give 128 KiB at most, so these give 32 MiB
 _HEADERS_WITH_TEXT = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _MAX_HEADER_BYTES = 1 << 20  # tarfile reads such text in one piece, whatever size it claims
@@ -197,7 +198,7 @@ def _staging(target: Path) -> Iterator[Path]:
     home = next(place for place in (target, *target.parents) if place.exists())
     if not home.is_dir():
         raise RestoreError(f"{home} is a file where a folder belongs.", hint="Name another folder.")
-    staging = Path(tempfile.mkdtemp(prefix=".stagesink-", suffix=".tmp", dir=home))
+    staging = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, suffix=".tmp", dir=home))
     try:
         yield staging
     finally:
