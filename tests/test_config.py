@@ -335,7 +335,7 @@ MISTAKES = {
     ),
     "artifacts: {retries: 5}": "artifacts.retries: expected a mapping, got a single value",
     "artifacts: {compression: {level: 99}}": (
-        "artifacts.compression.level: expected a whole number from 0 to 22, got 99"
+        "artifacts.compression.level: expected a whole number from 1 to 19, got 99"
     ),
     "tracking: {hpo: {enabled: 1}}": "tracking.hpo.enabled: expected true or false, got 1",
     "tracking: {hpo: {enabled: 'yes'}}": "tracking.hpo.enabled: expected true or false, got 'yes'",
@@ -602,7 +602,8 @@ def test_an_empty_variable_counts_as_unset(name):
         ("STAGESINK_VERIFY", "ful", "expected one of auto, full, size, none, got 'ful'; did you mean 'full'?"),
         ("STAGESINK_RETRIES", "many", "expected a whole number, 1 or more, got 'many'"),
         ("STAGESINK_RETRIES_BUDGET", "inf", "expected a number of seconds, 0 or more, got 'inf'"),
-        ("STAGESINK_COMPRESSION_LEVEL", "23", "expected a whole number from 0 to 22, got '23'"),
+        ("STAGESINK_COMPRESSION_LEVEL", "20", "expected a whole number from 1 to 19, got '20'"),
+        ("STAGESINK_COMPRESSION_LEVEL", "0", "expected a whole number from 1 to 19, got '0'"),
         ("STAGESINK_TRACKING_HPO_ENABLED", "2", "expected true or false, got '2'"),
     ],
 )  # fmt: skip
@@ -616,6 +617,7 @@ def test_an_unknown_variable_is_warned_of_once_and_ignored(caplog):
     for _ in range(2):
         load_config(environ={"STAGESINK_WROKERS": "3", "STAGESINK_QQQQQQ": "1", "STAGESINK_MODE": "x", "OTHER": "1"})
     assert caplog.messages == [
+        "STAGESINK_MODE: no such setting, it is ignored",
         "STAGESINK_QQQQQQ: no such setting, it is ignored",
         "STAGESINK_WROKERS: no such setting, it is ignored; did you mean STAGESINK_WORKERS?",
     ]

@@ -16,7 +16,7 @@ MAX_BYTES = 1 << 20
 
 SKIP_VARIABLE = "MLFLOW_SKIP_ARTIFACT_LOGGING"
 
-_OTHER_VARIABLES = ("STAGESINK_CONFIG_DIR", "STAGESINK_RUN_ID", "STAGESINK_MODE", "STAGESINK_ENGINE")
+_OTHER_VARIABLES = ("STAGESINK_CONFIG_DIR", "STAGESINK_RUN_ID")
 
 
 def load_config(
@@ -105,8 +105,9 @@ def _add_environment(layers: Layers, environ: Mapping[str, str]) -> None:
     known = variable_leaves(layers.table) if ours else {}
     for name in ours:
         if name not in known:
-            near = nearest(name, (*known, *_OTHER_VARIABLES), cutoff=0.7)
-            warn_once(f"{name}: no such setting, it is ignored" + (f"; did you mean {near}?" if near else ""))
+            endings = (each.removeprefix(PREFIX) for each in (*known, *_OTHER_VARIABLES))  # all begin alike
+            near = nearest(name.removeprefix(PREFIX), endings)
+            warn_once(f"{name}: no such setting, it is ignored" + (f"; did you mean {PREFIX}{near}?" if near else ""))
             continue
         path, leaf = known[name]
         try:

@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeVar
 
 from stagesink.redaction import without_secrets
 from stagesink.stages import STAGES, Slot, SlotKind, StageTable
+from stagesink.transfer.options import Verify
+from stagesink.transfer.progress import ProgressStyle
 
 OnFailure = Literal["warn", "raise"]
-Verify = Literal["auto", "full", "size", "none"]
 Pack = Literal["none", "tar.gz", "tar.zst"]
-ProgressStyle = Literal["auto", "bar", "lines", "none"]
 
 FILE_NAME = "mlflow.yaml"
 
@@ -53,10 +53,10 @@ class Compression:
     Parameters
     ----------
     level : int or None
-        As the format counts it (gzip 0 to 9, zstd 1 to 22); None leaves it to the archive writer.
+        1 is fast; up to 9 for tar.gz, 19 for tar.zst. None is the fast one.
     """
 
-    level: int | None = _setting(None, ge=0, le=22)
+    level: int | None = _setting(None, ge=1, le=19)
 
 
 @dataclass(frozen=True, slots=True)
