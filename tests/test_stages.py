@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from stagesink.errors import ConfigError, InvalidKey
-from stagesink.stages import STAGES, Slot, Stage, StageTable, slot_for
+from stagesink.stages import STAGES, Slot, Stage, StageTable
 
 TABLE = [
     ("training", "checkpoint", "log_checkpoint", "checkpoint", "tree"),
@@ -47,7 +47,7 @@ def test_the_table_is_the_one_of_the_design():
     ],
 )
 def test_a_destination_finds_the_slot_that_governs_it(stage, destination, slot):
-    found = slot_for(stage, destination)
+    found = STAGES.slot_for(stage, destination)
     assert (found.name if found else None) == slot
 
 

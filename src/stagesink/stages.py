@@ -199,8 +199,3 @@ STAGES = StageTable(
     )
 )
 """The stages every installation knows."""
-
-
-def slot_for(stage: str | None, destination: str) -> Slot | None:
-    """Ask the built-in table; a configured one answers :meth:`StageTable.slot_for`."""
-    return STAGES.slot_for(stage, destination)

@@ -17,8 +17,10 @@ from stagesink.errors import (
 _MEANING: dict[int, type[SinkError]] = {
     401: SinkAuthError,
     403: SinkAuthError,
+    404: ArtifactNotFound,
     408: TransientSinkError,
     409: SinkConflict,
+    410: ArtifactNotFound,
     412: SinkConflict,
     413: SinkQuotaError,
     425: TransientSinkError,
@@ -29,19 +31,10 @@ _MEANING: dict[int, type[SinkError]] = {
 }
 
 
-def kind_of_status(status: int, *, missing: type[SinkError] = ArtifactNotFound) -> type[SinkError] | None:
-    """Return the error class for an HTTP status, or None for one that is not an error.
-
-    Parameters
-    ----------
-    status : int
-    missing : type of SinkError
-        What a 404 or 410 means here: no such object, or no such bucket.
-    """
+def kind_of_status(status: int) -> type[SinkError] | None:
+    """Return the error class for an HTTP status, or None for one that is not an error."""
     if status < 400:
         return None
-    if status in (404, 410):
-        return missing
     return _MEANING.get(status, TransientSinkError if status >= 500 else SinkError)
 
 
