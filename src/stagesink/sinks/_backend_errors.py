@@ -1,4 +1,7 @@
-"""Other people's exceptions, told apart by type and attribute, never by message, and turned into ours."""
+"""Other people's exceptions, told apart by type and attribute, never by message, and turned into ours.
+
+But for one: ftplib hands the server's reply code over in its text alone, so the code is read there.
+"""
 
 from __future__ import annotations
 

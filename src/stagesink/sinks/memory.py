@@ -28,6 +28,11 @@ class MemorySink:
 
     A forked child has a copy of the store as it was, a pickled sink finds the store of that name where it is unpickled:
     the memory of one process is not another's.
+
+    Parameters
+    ----------
+    name : str
+        Of the store.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -37,12 +42,14 @@ class MemorySink:
 
     @property
     def uri(self) -> str:
+        """Printable address of the sink."""
         return f"memory:{self.name}"
 
     def __reduce__(self) -> tuple[type[MemorySink], tuple[str]]:
         return MemorySink, (self.name,)
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        """Store all bytes of ``source`` under ``key``; see :meth:`.ArtifactSink.put`."""
         parts = []
         with source.open() as stream:
             for chunk in chunks(stream):
@@ -55,16 +62,19 @@ class MemorySink:
         return self._describe(key, data)
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Return what is held under ``key``, or None."""
         data = self._store.objects.get(key)
         return None if data is None else self._describe(key, data)
 
     def open(self, key: ArtifactKey) -> BinaryIO:
+        """Open the object for reading; raises :class:`~stagesink.errors.ArtifactNotFound` when it is not there."""
         data = self._store.objects.get(key)
         if data is None:
             raise ArtifactNotFound(f"{self.uri} holds no {key}.")
         return io.BytesIO(data)
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        """Yield the objects of a run, or those under one object's or folder's name."""
         with self._store.lock:
             found = [
                 (key, data)
@@ -74,6 +84,7 @@ class MemorySink:
         return (self._describe(key, data) for key, data in found)
 
     def delete(self, key: ArtifactKey) -> None:
+        """Remove the object, if it is there."""
         with self._store.lock:
             self._store.objects.pop(key, None)
 

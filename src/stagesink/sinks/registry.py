@@ -46,12 +46,19 @@ def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> 
     storage_options : mapping, optional
         Handed to the driver: credentials, endpoint and the like, as the backend's own client names them.
 
+    Returns
+    -------
+    ArtifactSink
+        Opened without asking the backend: whether that can be reached shows at the first operation.
+
     Raises
     ------
     UnknownScheme
         No driver serves this scheme.
     MissingExtra
         The driver's package is not installed; the message says how to install it.
+    ConfigError
+        The driver cannot use the URI or an option.
     """
     scheme = scheme_of(uri)
     return _factory(scheme)(uri, dict(storage_options or {}))
