@@ -1013,3 +1013,14 @@ def test_an_archive_that_was_written_anew_since_its_manifest_is_refused(tmp_path
     assert uploader.upload_checkpoint_archive(archive, manifest) is False
     assert "describes another archive" in str(uploader.errors[0])
     assert list_committed(uploader.sink, "run") == ()
+
+
+def test_storage_options_of_the_configured_sink_are_not_for_one_of_another_kind(
+    tmp_path: Path, metrics_json: Path, configure: Configure
+) -> None:
+    config_dir = configure("artifacts: {sink: 's3://bucket', storage_options: {client_kwargs: {endpoint_url: x}}}")
+    uploader = ArtifactUploader("run", config_dir=config_dir, sink=tmp_path / "out")
+    assert uploader.upload_file(metrics_json) is True
+    given = ArtifactUploader("run", config_dir=config_dir, sink=tmp_path / "out", storage_options={"fsync": False})
+    assert given.upload_file(metrics_json) is True
+    assert given.sink.fsync is False  # type: ignore[attr-defined]

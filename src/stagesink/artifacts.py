@@ -28,6 +28,8 @@ Proof = Literal["sha256", "md5", "crc64nvme", "crc32c", "readback", "size", "non
 
 def _check_segment(segment: str, whole: str, what: str) -> None:
     shown = whole if len(whole) <= 80 else whole[:77] + "..."
+    if whole.startswith("/"):
+        raise InvalidKey(f"{what} {shown!r} is absolute.", hint="Use a relative path such as 'metrics.json'.")
     if segment == "":
         raise InvalidKey(f"{what} {shown!r} has an empty segment.", hint="Use a relative path such as 'metrics.json'.")
     if segment in (".", ".."):

@@ -1,7 +1,8 @@
 """The error tree: every way a transfer can fail, as a type.
 
 Drivers and engine raise these and nothing else; the facade turns them into booleans. The class, never the message,
-decides what happens next: only :class:`TransientSinkError` and :class:`SourceChanged` are tried again.
+decides what happens next: :class:`TransientSinkError` is tried again, and so are, a few times, :class:`SourceChanged`
+and :class:`VerificationError`.
 
 Each error is one sentence that says what went wrong, and a ``hint`` that says what to do next.
 """
@@ -136,7 +137,7 @@ class SinkError(StagesinkError):
 
 
 class TransientSinkError(SinkError):
-    """A failure that may pass: timeout, reset connection, 429, 5xx. The only sink error that is tried again.
+    """A failure that may pass: timeout, reset connection, 429, 5xx. Tried again.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ class ArtifactNotFound(SinkError):
 class SinkQuotaError(SinkError):
     """The backend has no room: disk full, quota reached, object too large."""
 
-    default_hint = "Free some space or raise the quota, then upload again; nothing half-written was left behind."
+    default_hint = "Free some space or raise the quota, then try again; no object was left half-written."
 
 
 class SinkConflict(SinkError):
@@ -182,7 +183,7 @@ class SinkConflict(SinkError):
 class VerificationError(SinkError):
     """The backend holds other bytes than those that were sent, or none."""
 
-    default_hint = "Upload it again; if it happens again, the store is at fault."
+    default_hint = "Upload it again with STAGESINK_VERIFY=full; if it happens again, the store is at fault."
 
 
 # -- what a whole transfer came to -------------------------------------------------------------------------------------

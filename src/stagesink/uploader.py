@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
-from stagesink.destination import choose_sink
+from stagesink.destination import AUTO, choose_sink
 from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
@@ -22,6 +22,7 @@ from stagesink.redaction import secrets_of, shows_secret, without_secrets
 from stagesink.runs import find_run
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.protocol import TrackedSink
+from stagesink.sinks.registry import scheme_of
 from stagesink.transfer import (
     Plan,
     ProgressCallback,
@@ -66,6 +67,8 @@ class ArtifactUploader:
         Objects in flight at once.
     progress : {"auto", "bar", "lines", "none"} or callable, optional
         How progress is shown, or a callback that is given :class:`stagesink.Progress`.
+    storage_options : mapping, optional
+        For the store's own client. Default: ``artifacts.storage_options``, if the configured sink is of the same kind.
 
     Attributes
     ----------
@@ -92,6 +95,7 @@ class ArtifactUploader:
         verify: Verify | None = None,
         workers: int | None = None,
         progress: ProgressStyle | ProgressCallback | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.stage = stage
         self.config_dir = config_dir
@@ -99,6 +103,7 @@ class ArtifactUploader:
         self.errors: list[StagesinkError] = []
         self._given_run_id = run_id
         self._given_sink = os.fspath(sink) if isinstance(sink, os.PathLike) else sink
+        self._given_storage_options = storage_options
         self._on_failure = on_failure
         self._progress = progress if callable(progress) else None
         self._arguments = {
@@ -267,7 +272,15 @@ class ArtifactUploader:
             _check_type("sink", self._given_sink, (str, os.PathLike, ArtifactSink))
             return self._given_sink
         choice = choose_sink(self.config, self._given_sink)
-        return open_sink(choice.uri, storage_options=self.config.artifacts.storage_options)
+        return open_sink(choice.uri, storage_options=self._storage_options(choice.uri))
+
+    def _storage_options(self, uri: str) -> Mapping[str, Any]:
+        if self._given_storage_options is not None:
+            return self._given_storage_options
+        configured = self.config.artifacts.sink
+        if configured != AUTO and scheme_of(configured) != scheme_of(uri):
+            return {}  # they were meant for the configured sink, and this is one of another kind
+        return self.config.artifacts.storage_options
 
     @cached_property
     def run_id(self) -> str:

@@ -751,6 +751,14 @@ def test_an_upload_that_would_falsify_another_is_refused(path: str, memory: Memo
     assert everything(memory) == before
 
 
+def test_a_manifest_takes_no_uploaded_files_place(memory: MemorySink) -> None:
+    Transfer(memory).run(one(b"mine", "tree.manifest.json"))
+    before = everything(memory)
+    error = fail(Transfer(memory, QUICK), plan({"a.bin": b"a"}))
+    assert isinstance(error.failures["tree"], SinkConflict)
+    assert everything(memory) == before
+
+
 def test_a_file_may_be_added_to_the_folder_of_a_tree(memory: MemorySink) -> None:
     Transfer(memory).run(plan({"a.bin": b"a"}))
     Transfer(memory).run(one(b"notes", "tree/notes.txt"))

@@ -193,7 +193,9 @@ def test_a_manifest_of_another_run_does_not_say_where_this_one_lies(
 ) -> None:
     Transfer(memory).run(plan_packed_tree("other", "old.tar.gz", folder, archive_format="tar.gz"))
     (old,) = list_committed(memory, "other")
-    Transfer(memory).run(plan_archive(RUN, "best.tar.gz", folder / "a.bin", manifest=old.to_dict()))
+    archive = tmp_path / "old.tar.gz"
+    archive.write_bytes(memory.open(ArtifactKey("other", "old.tar.gz")).read())
+    Transfer(memory).run(plan_archive(RUN, "best.tar.gz", archive, manifest=old.to_dict()))
     (stored,) = list_committed(memory, RUN)
     assert (stored.run_id, stored.path, stored.files) == (RUN, "best.tar.gz", old.files)
 

@@ -156,7 +156,7 @@ class _Run:
     def _look_back(self) -> None:
         """Find what the previous manifest names and the store still holds with the right size."""
         self.retry.call(self._check_place)
-        self.previous = self.retry.call(lambda: _manifest_at(self.sink, self.plan.manifest_key))
+        self.previous = self.retry.call(self._previous)
         if self.previous is None:
             return
         self.committed = True
@@ -175,6 +175,16 @@ class _Run:
             above = _manifest_at(self.sink, manifest_key(plan.run_id, folder, "tree"))
             if above is not None and not keys.isdisjoint(entry.path for entry in above.objects()):
                 raise SinkConflict(f"{plan.path} is a part of the upload {folder}.", hint=_ELSEWHERE)
+
+    def _previous(self) -> Manifest | None:
+        key = self.plan.manifest_key
+        try:
+            return read_manifest(self.sink, key)
+        except ManifestError:
+            # Not one of ours. An older program's is replaced, since the name is the manifest's; an upload is not.
+            if self.sink.stat(manifest_key(key.run_id, key.path, "file")) is None:
+                return None
+        raise SinkConflict(f"{key.path} was uploaded, and is where the manifest would go.", hint=_ELSEWHERE)
 
     def uncommit(self) -> None:
         """Take the old manifest away before the first change: from here on the tree is not there.
@@ -426,7 +436,7 @@ def _manifest_at(sink: ArtifactSink, key: ArtifactKey) -> Manifest | None:
     try:
         return read_manifest(sink, key)
     except ManifestError:
-        return None  # not one of ours, for example an older program's; the name is the manifest's, so it is replaced
+        return None
 
 
 def _folders_above(path: str) -> Iterator[str]:
