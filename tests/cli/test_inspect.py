@@ -150,6 +150,23 @@ def test_verify_finds_what_is_missing(run, uploaded):
     assert run("verify", "best.tar.gz", "-r", "r1").code == 0
 
 
+def test_verify_is_not_good_when_a_manifest_cannot_be_read(run, uploaded):
+    Path("artifacts/r1/checkpoint.manifest.json").write_text("{")
+    answer = run("verify", "-r", "r1")
+    assert answer.code == 1
+    assert "checkpoint.manifest.json  " in answer.out
+    assert "damaged" in answer.out
+    assert run("verify", "-r", "r1", "--json").json["unreadable_manifests"] == ["checkpoint.manifest.json"]
+
+
+def test_an_upload_that_reads_back_mends_what_was_damaged_since(run, uploaded, checkpoint):
+    Path("artifacts/r1/checkpoint/model.bin").write_bytes(b"M" * 1500)
+    assert run("upload", checkpoint, "-r", "r1", "--stage", "training").code == 0
+    assert run("verify", "-r", "r1").code == 1  # its size is right, and the proof was no more than that
+    assert run("upload", checkpoint, "-r", "r1", "--stage", "training", "--verify", "full").code == 0
+    assert run("verify", "-r", "r1").code == 0
+
+
 def test_verify_notes_what_was_not_committed(run, uploaded):
     Path("artifacts/r1/junk").touch()
     answer = run("verify", "-r", "r1")

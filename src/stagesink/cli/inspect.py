@@ -88,6 +88,11 @@ class _Run:
     def uncommitted(self) -> list[str]:
         return [stored.key.path for stored in self.objects if not self.is_committed(stored)]
 
+    @property
+    def unreadable(self) -> list[str]:
+        """Names that only our manifests have, with something else under them."""
+        return [path for path in self.uncommitted if path.endswith(".manifest.json")]
+
 
 def _covers(prefix: str, path: str) -> bool:
     return not prefix or path == prefix or path.startswith(f"{prefix}/")
@@ -156,22 +161,24 @@ def verify(
     run = options.named_run(run_id)
     with options.open_uploader(sink, run, config_dir, workers=workers, quiet=quiet) as uploader:
         found = _Run(uploader, run, path)
-        manifests = select(found.uploads, path)
-        if not manifests:
+        manifests = select(found.uploads, path) if found.uploads else ()
+        if not manifests and not found.unreadable:
             raise ArtifactNotFound(f"Nothing whole lies in the run {run} in {uploader.sink.uri}.")
         transfer_options = replace(uploader.options, verify="size" if sizes else "full")
         checks = check_all(uploader.sink, manifests, transfer_options, progress=uploader.progress)
         results = _by_upload(manifests, checks)
-        good = all(check.status == "ok" for check in checks)
+        good = all(check.status == "ok" for check in checks) and not found.unreadable
         document = {
             "run_id": run,
             "sink": uploader.sink.uri,
             "ok": good,
             "proof": "size" if sizes else "sha256",
             "uploads": [{**_upload(m), "ok": not bad, "problems": [_problem(c) for c in bad]} for m, bad in results],
+            "unreadable_manifests": found.unreadable,
             "uncommitted": found.uncommitted,
         }
         rows = [row for manifest, bad in results for row in _lines(manifest, bad)]
+        rows += [(name, "", "", "no manifest that can be read: damaged, moved or newer") for name in found.unreadable]
         out.show(document, table(("Path", "Files", "Size", "Result"), rows))
         _note_uncommitted(out, found.uncommitted)
     if not good:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from stagesink.transfer.options import Verify
     from stagesink.uploader import ArtifactUploader
 
 _WHERE = "Where"
@@ -128,6 +129,7 @@ def open_uploader(
     *,
     stage: str | None = None,
     workers: int | None = None,
+    verify: Verify | None = None,
     quiet: bool = False,
 ) -> ArtifactUploader:
     """Return the facade: it finds configuration, sink and run for every command as it does for every program.
@@ -137,7 +139,6 @@ def open_uploader(
     ConfigError
         The configuration is broken, or does not know the stage.
     """
-    from stagesink.errors import ConfigError
     from stagesink.uploader import ArtifactUploader
 
     uploader = ArtifactUploader(
@@ -147,11 +148,10 @@ def open_uploader(
         sink=sink,
         on_failure="raise",
         workers=workers,
+        verify=verify,
         progress="none" if quiet else None,
     )
-    if stage is not None and stage not in uploader.config.stages:
-        known = ", ".join(uploader.config.stages)
-        raise ConfigError(f"There is no stage {stage!r}.", hint=f"There are {known}; artifacts.stages adds more.")
+    _ = uploader.config  # what is wrong with it is said before anything else
     return uploader
 
 

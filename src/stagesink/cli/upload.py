@@ -29,6 +29,7 @@ EPILOG = examples(
 )
 
 Pack = Literal["none", "tar.gz", "tar.zst"]
+Verify = Literal["auto", "full", "size", "none"]
 
 _NEW_RUN = "a-new-run"  # stands for the run id that only an upload makes up
 
@@ -52,6 +53,10 @@ def upload(
     config_dir: options.ConfigDir = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    verify: Annotated[
+        Verify | None,
+        typer.Option("--verify", help="What proves that it landed; full reads back and mends. Default: as configured."),
+    ] = None,
     workers: options.Workers = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
@@ -65,7 +70,9 @@ def upload(
     """
     out = Output(as_json, quiet, verbose)
     chosen = _Chosen(Path(path), to, pack, tuple(include or ()), tuple(exclude or ()))
-    with options.open_uploader(sink, run_id, config_dir, stage=stage, workers=workers, quiet=quiet) as uploader:
+    with options.open_uploader(
+        sink, run_id, config_dir, stage=stage, workers=workers, verify=verify, quiet=quiet
+    ) as uploader:
         # Planned before a run is made up and before the backend is touched: what is wrong with PATH is said first.
         plan = chosen.plan(uploader, _known_run(run_id))
         if dry_run:
