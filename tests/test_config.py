@@ -694,3 +694,12 @@ def test_defaults_are_had_without_yaml_pydantic_or_mlflow():
 def test_the_logger_is_the_packages_own(caplog):
     load_config(environ={"STAGESINK_NOT_A_SETTING_AT_ALL": "1"})
     assert [(record.name, record.levelno) for record in caplog.records] == [("stagesink", logging.WARNING)]
+
+
+def test_a_named_folder_that_is_not_there_means_defaults_and_is_said(tmp_path, caplog):
+    missing = tmp_path / "confg"
+    assert load_config(environ={"STAGESINK_CONFIG_DIR": str(missing)}).file_found is False
+    assert f"{missing}: there is no such configuration folder; defaults hold" in caplog.text
+    caplog.clear()
+    load_config(tmp_path, environ={})  # there, without the file: nothing to say
+    assert caplog.text == ""

@@ -424,10 +424,7 @@ class ArtifactUploader:
     def _quotes_secret(self, error: Exception) -> bool:
         settings = self.config.artifacts if "config" in self.__dict__ else Artifacts()
         uri = self._given_sink if isinstance(self._given_sink, str) else settings.sink
-        try:
-            secrets = secrets_of(uri, settings.storage_options)
-        except ValueError:
-            return True  # a URI that cannot be taken apart: quote nothing
+        secrets = secrets_of(uri, {**settings.storage_options, **(self._given_storage_options or {})})
         whole = {uri, uri.partition("?")[2]} if without_secrets(uri) != uri else set()
         return shows_secret(error, secrets | whole - {""})
 

@@ -151,7 +151,8 @@ def open_uploader(
         verify=verify,
         progress="none" if quiet else None,
     )
-    _ = uploader.config  # what is wrong with it is said before anything else
+    if stage is not None:
+        _ = uploader.config  # does not know every stage: said before anything else
     return uploader
 
 

@@ -47,6 +47,8 @@ def load_config(
     named = config_dir if config_dir is not None else environ.get("STAGESINK_CONFIG_DIR") or None
     file = Path("config" if named is None else named, FILE_NAME)
     text = _read_text(file, implied=named is None)
+    if text is None and named is not None and not Path(named).is_dir():
+        warn_once(f"{named}: there is no such configuration folder; defaults hold")
     layers = Layers(file)
     if text is not None:
         from stagesink.config.yaml_file import YamlReader
