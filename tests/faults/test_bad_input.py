@@ -503,7 +503,7 @@ BAD_PATHS = {
     "../x": "contains '..'",
     "a/../x": "contains '..'",
     "a/./x": "contains '.'",
-    "/etc/x": "has an empty segment",
+    "/etc/x": "is absolute",
     "a\\b": "contains a backslash",
     "a\0b": "contains a NUL byte",
     "a\nb": "contains the character '\\n'",
