@@ -843,7 +843,7 @@ def test_a_store_that_accepts_and_loses_the_object(bench: Bench, checkpoint: Pat
     )
     assert type(error) is VerificationError
     assert "accepted 10000 bytes for run/x" in str(error)
-    assert str(error).endswith("Upload it again with STAGESINK_VERIFY=full; if it happens again, the store is at fault.")
+    assert str(error).endswith("with STAGESINK_VERIFY=full; if it happens again, the store is at fault.")
 
 
 def test_a_store_that_loses_the_object_once_is_sent_it_again(tmp_path: Path, checkpoint: Path) -> None:
