@@ -92,6 +92,11 @@ class ArtifactKey:
         return f"{self.run_id}/{self.path}"
 
 
+def lies_under(path: str, prefix: str) -> bool:
+    """Tell whether ``prefix`` names this path or a folder above it; the empty one stands for the whole run."""
+    return not prefix or path == prefix or path.startswith(f"{prefix}/")
+
+
 class Fingerprint(NamedTuple):
     """What tells that a file is still the one that was opened. Sizes in bytes, times in nanoseconds."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stagesink.artifacts import ArtifactKey, lies_under
 from stagesink.cli import options
 from stagesink.cli.options import examples
 from stagesink.cli.output import Output, count, human_size, table
@@ -65,14 +66,16 @@ class _Run:
     """
 
     def __init__(self, uploader: ArtifactUploader, run_id: str, path: str | None) -> None:
-        from stagesink.transfer.read import list_committed, list_objects
+        from stagesink.transfer.read import list_objects, read_committed
 
         sink, transfer_options = uploader.sink, uploader.options
         prefix = (path or "").rstrip("/")
-        self.objects = list_objects(sink, run_id, prefix, transfer_options)
-        committed = list_committed(sink, run_id, transfer_options)
+        ArtifactKey(run_id, prefix or "any")  # refuses a path that would leave the run
+        everything = list_objects(sink, run_id, options=transfer_options)
+        self.objects = [stored for stored in everything if lies_under(stored.key.path, prefix)]
+        committed = read_committed(sink, everything, transfer_options)
         # A path inside a tree stands for the tree: a part of an upload has no manifest of its own.
-        self.uploads = tuple(m for m in committed if _covers(prefix, m.path) or _covers(m.path, prefix))
+        self.uploads = tuple(m for m in committed if lies_under(m.path, prefix) or lies_under(prefix, m.path))
         if not self.objects and not self.uploads:
             where = f"at {path!r} in the run {run_id}" if path else f"in the run {run_id}"
             raise ArtifactNotFound(
@@ -92,10 +95,6 @@ class _Run:
     def unreadable(self) -> list[str]:
         """Names that only our manifests have, with something else under them."""
         return [path for path in self.uncommitted if path.endswith(".manifest.json")]
-
-
-def _covers(prefix: str, path: str) -> bool:
-    return not prefix or path == prefix or path.startswith(f"{prefix}/")
 
 
 def _show_uploads(out: Output, document: dict[str, Any], found: _Run) -> None:

@@ -28,6 +28,7 @@ EPILOG = examples(
     "stagesink upload out/checkpoint --pack tar.zst --exclude 'optimizer*' --dry-run",
 )
 
+# Spelled out once more: importing the engine for them would slow every `--help`. mypy holds them against the originals.
 Pack = Literal["none", "tar.gz", "tar.zst"]
 Verify = Literal["auto", "full", "size", "none"]
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
 from stagesink.errors import ArtifactNotFound
 from stagesink.sinks.protocol import OnBytes
 from stagesink.streams import chunks
@@ -79,7 +79,7 @@ class MemorySink:
             found = [
                 (key, data)
                 for key, data in self._store.objects.items()
-                if key.run_id == run_id and (not prefix or key.path == prefix or key.path.startswith(f"{prefix}/"))
+                if key.run_id == run_id and lies_under(key.path, prefix)
             ]
         return (self._describe(key, data) for key, data in found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from stagesink.artifacts import ArtifactKey, StoredArtifact
 from stagesink.errors import ArtifactNotFound, ManifestError, TransferCancelled
@@ -94,10 +94,30 @@ def list_committed(sink: ArtifactSink, run_id: str, options: TransferOptions | N
     SinkError
         The store cannot be read.
     """
+    return read_committed(sink, list_objects(sink, run_id, options=options), options)
+
+
+def read_committed(
+    sink: ArtifactSink, objects: Iterable[StoredArtifact], options: TransferOptions | None = None
+) -> tuple[Manifest, ...]:
+    """Return the manifests among the objects of a run that were listed already, by path.
+
+    Parameters
+    ----------
+    sink : ArtifactSink
+    objects : iterable of StoredArtifact
+        As :func:`list_objects` returns them.
+    options : TransferOptions, optional
+        How hard to try.
+
+    Raises
+    ------
+    SinkError
+        The store cannot be read.
+    """
     retry = RetryPolicy(options or TransferOptions(), threading.Event())
-    keys = retry.call(lambda: [item.key for item in sink.list(run_id) if is_manifest_path(item.key.path)])
     found = []
-    for key in keys:
+    for key in (stored.key for stored in objects if is_manifest_path(stored.key.path)):
         try:
             manifest = retry.call(lambda key=key: read_manifest(sink, key))  # type: ignore[misc]
         except ManifestError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
-from stagesink.artifacts import ArtifactKey, FileSource
+from stagesink.artifacts import ArtifactKey, FileSource, lies_under
 from stagesink.errors import (
     ArtifactNotFound,
     InvalidKey,
@@ -293,7 +293,7 @@ def _part_at(manifest: Manifest, path: str | None) -> Manifest | None:
     if manifest.kind != "tree" or not path.startswith(folder):
         return None
     inside = path[len(folder) :]
-    files = tuple(f for f in manifest.files if f.path == inside or f.path.startswith(f"{inside}/"))
+    files = tuple(f for f in manifest.files if lies_under(f.path, inside))
     return replace(manifest, files=files) if files else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
-from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
 from stagesink.errors import (
     ArtifactNotFound,
     ConfigError,
@@ -302,7 +302,7 @@ class FsspecSink:
             return
         for name, info in found.items():
             path = str(name)[len(base) + 1 :]
-            inside = str(name).startswith(f"{base}/") and _covers(prefix, path)
+            inside = str(name).startswith(f"{base}/") and lies_under(path, prefix)
             if inside and info.get("type") == "file" and (key := _key(run_id, path)) is not None:
                 # The listing of S3 does not say how an object is encrypted, so its ETag may or may not be a digest.
                 yield self._describe(key, info, {} if hasattr(fs, "call_s3") else digests_of(info))
@@ -431,10 +431,6 @@ def _rename(fs: Any, old: str, new: str) -> None:
 
 def _is_temp(name: str) -> bool:
     return name.startswith(_TEMP_PREFIX) and name.endswith(_TEMP_SUFFIX)
-
-
-def _covers(prefix: str, path: str) -> bool:
-    return not prefix or path == prefix or path.startswith(f"{prefix}/")
 
 
 def _key(run_id: str, path: str) -> ArtifactKey | None:
