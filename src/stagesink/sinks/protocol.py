@@ -89,6 +89,9 @@ class TrackedSink(ArtifactSink, Protocol):
     ----------
     tracks_runs : bool
         True: an upload needs a run that the server knows, so none is invented for it.
+    tracking_uri : str
+        Where trackers start and end those runs, as MLflow's client takes it. May hold a password, so it is never shown.
     """
 
     tracks_runs: bool
+    tracking_uri: str
