@@ -31,7 +31,7 @@ lint: ## Lint, types and layers alone
 format: ## Put the code into shape
 	@$(DEV) tox run -q -e format
 
-constraints: ## Resolve constraints.txt anew (ARGS=--upgrade for the newest versions)
+constraints: ## Resolve the files of constraints anew (ARGS=--upgrade for the newest versions)
 	@$(DEV) constraints $(ARGS)
 
 clean: ## Remove every environment and cache

@@ -3,7 +3,7 @@
 dev.py test               lint, types, layers, and the suite on the oldest and the newest Python at hand
 dev.py tox ARGS...        tox, with every Python at hand on its PATH
 dev.py run ENV COMMAND... a command in one of ENVIRONMENTS
-dev.py constraints        write constraints.txt anew (--upgrade: with the newest versions)
+dev.py constraints        write the files of constraints anew (--upgrade: with the newest versions)
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ import pythons
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".venv"
 CONSTRAINTS = "constraints.txt"
+PINNED = {
+    CONSTRAINTS: ["--all-extras", "--group", "dev"],
+    "constraints-mlflow2.txt": ["--extra", "all", "--group", "test", "--group", "mlflow2"],
+}
 OLDEST_UV = (0, 8)
 
 ENVIRONMENTS = {
@@ -66,8 +70,8 @@ def short_list() -> list[str]:
             f"{sys.executable} is not CPython, or lacks ssl, sqlite3, ctypes or zlib; try another: make PYTHON=..."
         )
     oldest, newest = names[0], names[-1]
-    suites = dict.fromkeys([f"{oldest}-full", f"{newest}-full", f"{newest}-core"])
-    return ["lint", "types", "layers", *suites, "coverage"]
+    ends = [f"{oldest}-full", f"{newest}-full", f"{newest}-core", f"{oldest}-mlflow2", f"{newest}-mlflow3"]
+    return ["lint", "types", "layers", *dict.fromkeys(ends), "coverage"]
 
 
 def tox(arguments: list[str]) -> NoReturn:
@@ -99,12 +103,14 @@ def environment(name: str) -> Path:
 
 
 def constraints(arguments: list[str]) -> None:
-    """Resolve every extra and group for all Pythons at once, from the package index alone."""
+    """Resolve every extra and group for all Pythons at once, from the package index alone; once more with MLflow 2."""
     settings = {key: value for key, value in uv_settings().items() if key not in ("UV_INDEX", "UV_FIND_LINKS")}
-    command = [find_uv(), "pip", "compile", "pyproject.toml", "--all-extras", "--group", "dev", "--universal"]
+    uv = find_uv()
     # Neither addresses nor paths: the file says what is installed, the machine says where it comes from.
     plain = ["--python-version", "3.10", "--no-header", "--no-annotate", "--no-emit-index-url", "--quiet"]
-    run([*command, *plain, *arguments, "--output-file", CONSTRAINTS], settings)
+    for file, wanted in PINNED.items():
+        command = [uv, "pip", "compile", "pyproject.toml", "--universal", *wanted, *plain, *arguments]
+        run([*command, "--output-file", file], settings)
 
 
 def find_uv() -> str:

@@ -24,6 +24,7 @@ BACKENDS = {
     "obstore",
     "paramiko",
     "s3fs",
+    "urllib3",
 }
 DEMO = {"numpy", "onnx", "onnxruntime", "optuna", "skl2onnx", "sklearn"}
 
