@@ -180,6 +180,10 @@ class SinkConflict(SinkError):
     default_hint = "Remove what stands in the way, or choose another artifact path."
 
 
+class DeleteNotSupported(SinkError):
+    """The backend cannot remove this object. The engine then goes on without: what it leaves, no manifest names."""
+
+
 class VerificationError(SinkError):
     """The backend holds other bytes than those that were sent, or none."""
 

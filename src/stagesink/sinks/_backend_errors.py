@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from stagesink.errors import (
     ArtifactNotFound,
@@ -17,9 +18,10 @@ from stagesink.errors import (
     SinkConflict,
     SinkError,
     SinkQuotaError,
+    StagesinkError,
     TransientSinkError,
 )
-from stagesink.redaction import causes_of
+from stagesink.redaction import causes_of, shows_secret
 from stagesink.sinks._http import kind_of_status, retry_after_seconds
 
 # The most specific first. A class is looked up in modules that are loaded already: what is not loaded was not raised.
@@ -100,6 +102,30 @@ def sink_error(error: BaseException, doing: str, *, missing: type[SinkError] = A
     return kind(message, hint=_HINTS.get(kind))
 
 
+@contextmanager
+def translating(
+    doing: str, *, missing: type[SinkError] = ArtifactNotFound, secrets: Iterable[str] = ()
+) -> Iterator[None]:
+    """Turn what a backend's client raises into our errors. For calls of the client alone: a defect of ours stays one.
+
+    Parameters
+    ----------
+    doing, missing
+        As :func:`sink_error` takes them.
+    secrets : iterable of str
+        A cause that quotes one is left out, since tracebacks print it.
+    """
+    try:
+        yield
+    except StagesinkError:
+        raise
+    except Exception as error:
+        # Broad on purpose: fsspec and mlflow have dozens of implementations with exceptions of their own. All become
+        # ours, none is swallowed.
+        cause = None if shows_secret(error, secrets) else error
+        raise sink_error(error, doing, missing=missing) from cause
+
+
 def _is_a(error: BaseException, module: str, name: str) -> bool:
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(error, kind)
@@ -139,8 +165,11 @@ def _kind_by_transport(error: BaseException) -> type[SinkError] | None:
 
 
 def _status(error: BaseException) -> int | None:
-    """Find the HTTP status: botocore keeps it in a dict, azure, aiohttp, gcsfs and requests each in an attribute."""
+    """Find the HTTP status: botocore keeps it in a dict, mlflow behind a method, the others each in an attribute."""
     response = getattr(error, "response", None)
+    if _is_a(error, "mlflow.exceptions", "MlflowException"):
+        status: int = error.get_http_status_code()  # type: ignore[attr-defined]
+        return status
     if isinstance(response, Mapping):
         candidates = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
     else:

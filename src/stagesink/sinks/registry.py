@@ -13,10 +13,11 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
 
-from stagesink.errors import UnknownScheme
+from stagesink.errors import ConfigError, MissingExtra, UnknownScheme
 from stagesink.sinks.protocol import ArtifactSink
 
 ENTRY_POINT_GROUP = "stagesink.sinks"
+OWN_ENGINE = "stagesink"
 
 SinkFactory = Callable[[str, Mapping[str, Any]], ArtifactSink]
 
@@ -25,6 +26,11 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")  # two letters at least, so
 _BUILT_IN = {
     "memory": "stagesink.sinks.memory:open_memory",
     "file": "stagesink.sinks.local:open_local",
+    "mlflow": "stagesink.sinks.mlflow:open_mlflow",
+}
+_ENGINES = {
+    OWN_ENGINE: _BUILT_IN,
+    "mlflow": {"mlflow": "stagesink.sinks.mlflow:open_mlflow_client"},
 }
 _FALLBACK = "stagesink.sinks.fsspec:open_fsspec"
 
@@ -35,16 +41,19 @@ def scheme_of(uri: str) -> str:
     return match.group(1).lower() if match else "file"
 
 
-def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> ArtifactSink:
+def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None, engine: str = OWN_ENGINE) -> ArtifactSink:
     """Open the sink that serves ``uri``.
 
     Parameters
     ----------
     uri : str
-        ``file:./artifacts``, ``memory:``, ``s3://bucket/prefix``, any other fsspec URL, or the scheme of an installed
-        plug-in.
+        ``file:./artifacts``, ``memory:``, ``s3://bucket/prefix``, ``mlflow:``, ``mlflow+http://host:5000``, any other
+        fsspec URL, or the scheme of an installed plug-in. What stands before a ``+`` names the driver.
     storage_options : mapping, optional
         Handed to the driver: credentials, endpoint and the like, as the backend's own client names them.
+    engine : {"stagesink", "mlflow"}
+        Whose code moves the bytes. ``mlflow`` has mlflow's own client carry ``mlflow:`` sinks, for a roll-out with no
+        risk.
 
     Returns
     -------
@@ -58,10 +67,17 @@ def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None) -> 
     MissingExtra
         The driver's package is not installed; the message says how to install it.
     ConfigError
-        The driver cannot use the URI or an option.
+        The driver cannot use the URI or an option, or the engine carries no such sink.
     """
+    driver = driver_of(uri)
+    factory = _factory(driver) if engine == OWN_ENGINE else _factory_of_engine(engine, driver)
+    return factory(uri, dict(storage_options or {}))
+
+
+def driver_of(uri: str) -> str:
+    """Return what names the driver: the scheme, up to its ``+``."""
     scheme = scheme_of(uri)
-    return _factory(scheme)(uri, dict(storage_options or {}))
+    return scheme if is_registered(scheme) else scheme.partition("+")[0]
 
 
 def is_registered(scheme: str) -> bool:
@@ -69,16 +85,27 @@ def is_registered(scheme: str) -> bool:
     return scheme in _BUILT_IN or any(entry.name == scheme for entry in entry_points(group=ENTRY_POINT_GROUP))
 
 
+def _factory_of_engine(engine: str, driver: str) -> SinkFactory:
+    drivers = _ENGINES.get(engine, {})
+    if driver not in drivers:
+        carried = " and ".join(f"{name}:" for name in drivers) or "no"
+        raise ConfigError(
+            f"The engine {engine!r} carries {carried} sinks, not {driver}:.",
+            hint="Leave artifacts.engine (STAGESINK_ENGINE) at 'stagesink', or upload to mlflow:.",
+        )
+    return _load(drivers[driver], driver)
+
+
 def _factory(scheme: str) -> SinkFactory:
     if scheme in _BUILT_IN:
-        return _load(_BUILT_IN[scheme])
+        return _load(_BUILT_IN[scheme], scheme)
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == scheme:
             return cast("SinkFactory", entry.load())
     from fsspec.registry import known_implementations, registry
 
     if scheme in known_implementations or scheme in registry:
-        return _load(_FALLBACK)
+        return _load(_FALLBACK, "all")
     known = sorted({*_BUILT_IN, *known_implementations, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
     near = difflib.get_close_matches(scheme, known, n=1)
     raise UnknownScheme(
@@ -89,6 +116,11 @@ def _factory(scheme: str) -> SinkFactory:
     )
 
 
-def _load(path: str) -> SinkFactory:
+def _load(path: str, extra: str) -> SinkFactory:
     module, _, name = path.partition(":")
-    return cast("SinkFactory", getattr(import_module(module), name))
+    try:
+        return cast("SinkFactory", getattr(import_module(module), name))
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"The package {error.name} is not installed.", hint=f"pip install 'stagesink[{extra}]'"
+        ) from error

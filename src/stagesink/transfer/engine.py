@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from typing import cast
 from stagesink.artifacts import ArtifactKey, MemorySource, Proof, Receipt, StoredArtifact
 from stagesink.errors import (
     ArtifactNotFound,
+    DeleteNotSupported,
     ManifestError,
     SinkConflict,
     SourceChanged,
@@ -31,6 +33,8 @@ from stagesink.transfer.progress import ProgressCallback, ProgressCounter
 from stagesink.transfer.read import hash_object, read_manifest
 from stagesink.transfer.reader import DIGESTS, ReadOnce
 from stagesink.transfer.retry import RetryPolicy
+
+logger = logging.getLogger(__name__)
 
 _STRONGEST: tuple[Proof, ...] = ("sha256", "crc64nvme", "crc32c", "md5")
 _BUFFERED_BYTES = 64 << 20  # more than any client keeps to itself: from here on the backend has taken some
@@ -174,6 +178,9 @@ class _Run:
         for folder in _folders_above(plan.path):
             above = _manifest_at(self.sink, manifest_key(plan.run_id, folder, "tree"))
             if above is not None and not keys.isdisjoint(entry.path for entry in above.objects()):
+                if plan.adds:
+                    self.plan = replace(plan, path=folder, kind="tree")  # its manifest is the one that names the file
+                    return
                 raise SinkConflict(f"{plan.path} is a part of the upload {folder}.", hint=_ELSEWHERE)
 
     def _previous(self) -> Manifest | None:
@@ -195,12 +202,15 @@ class _Run:
             return
         with self._uncommit_lock:
             if self.committed:
-                self.sink.delete(self.plan.manifest_key)
+                try:
+                    self.sink.delete(self.plan.manifest_key)
+                except DeleteNotSupported:
+                    self.sink.put(self.plan.manifest_key, MemorySource(b""))  # an empty manifest is none
                 self.committed = False
 
     def _remove_stale(self) -> None:
         """Remove what the previous manifest named and the new one will not: the tree holds what the trainer wrote."""
-        if self.previous is None:
+        if self.previous is None or self.plan.adds:
             return
         named = {ArtifactKey(self.plan.run_id, entry.path) for entry in self.previous.objects()}
         for key in named - self.receipts.keys():
@@ -210,7 +220,10 @@ class _Run:
         if self.sink.stat(manifest_key(key.run_id, key.path, "file")) is not None:
             return  # it was uploaded by itself as well
         self.uncommit()
-        self.sink.delete(key)
+        try:
+            self.sink.delete(key)
+        except DeleteNotSupported as error:
+            logger.warning("%s It stays beside what was uploaded; a restore leaves it out.", error.message)
 
     # -- one object --------------------------------------------------------------------------------------------------
 
@@ -279,7 +292,7 @@ class _Run:
     # -- commit ------------------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
-        manifest = self.plan.manifest({key: (r.size, cast("str", r.sha256)) for key, r in self.receipts.items()})
+        manifest = self._manifest()
         if self.previous is not None and self.committed and manifest.same_content(self.previous):
             return
         source = MemorySource(manifest.to_bytes())
@@ -297,6 +310,19 @@ class _Run:
                 raise VerificationError(f"{self.sink.uri} gives back other bytes for {manifest.key} than were sent.")
 
         self.retry.call(put)
+
+    def _manifest(self) -> Manifest:
+        manifest = self.plan.manifest({key: (r.size, cast("str", r.sha256)) for key, r in self.receipts.items()})
+        before = self.previous
+        if not self.plan.adds or before is None or (before.kind, manifest.kind) != ("tree", "tree"):
+            return manifest
+        files = {entry.path: entry for entry in before.files if self._key_of(entry) in self.there}
+        files.update((entry.path, entry) for entry in manifest.files)
+        skipped = {*before.skipped, *manifest.skipped}
+        return replace(manifest, files=tuple(files[path] for path in sorted(files)), skipped=tuple(sorted(skipped)))
+
+    def _key_of(self, entry: ManifestEntry) -> ArtifactKey:
+        return ArtifactKey(self.plan.run_id, f"{self.plan.path}/{entry.path}")
 
 
 class _Landing:
@@ -342,7 +368,8 @@ class _Landing:
         """Put the object once and check what the backend says of it."""
         run = self.run
         reader = ReadOnce(self.item.source, run.cancel, run.reported)
-        run.uncommit()  # only now: a file that is gone by now costs the old upload nothing
+        if not run.plan.adds or self.item.key in run.there:  # a new file beside the old ones leaves their manifest true
+            run.uncommit()  # only now: a file that is gone by now costs the old upload nothing
         self.attempts += 1
         try:
             stored = run.target.put(self.item.key, reader, on_bytes=self._on_bytes)

@@ -8,7 +8,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
@@ -19,11 +19,10 @@ from stagesink.errors import (
     RunNotFound,
     SinkConflict,
     SinkError,
-    StagesinkError,
     VerificationError,
 )
-from stagesink.redaction import secrets_of, shows_secret, without_secrets
-from stagesink.sinks._backend_errors import sink_error
+from stagesink.redaction import secrets_of, without_secrets
+from stagesink.sinks._backend_errors import translating
 from stagesink.sinks.fsspec.clients import Clients
 from stagesink.sinks.fsspec.info import digests_of, info_of_head
 from stagesink.sinks.fsspec.reader import ObjectReader
@@ -376,18 +375,8 @@ class FsspecSink:
                 fs.ftp.sendcmd("OPTS MLST type;size;modify;unique;")  # the time alone is to the second
         return fs
 
-    @contextmanager
-    def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> Iterator[None]:
-        """Turn what a client raises into our errors. For calls of the client alone: a defect of ours stays one."""
-        try:
-            yield
-        except StagesinkError:
-            raise
-        except Exception as error:
-            # Broad on purpose: fsspec has dozens of implementations with exceptions of their own. All become ours, none
-            # is swallowed. A cause that quotes a secret is left out, since tracebacks print it.
-            cause = None if shows_secret(error, self._secrets) else error
-            raise sink_error(error, doing, missing=missing) from cause
+    def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> AbstractContextManager[None]:
+        return translating(doing, missing=missing, secrets=self._secrets)
 
     @contextmanager
     def _tidying(self, what: str) -> Iterator[None]:

@@ -1,0 +1,67 @@
+"""A source as the body of a request: exactly as many bytes as were announced, or none that could be taken for all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
+
+from stagesink.artifacts import Source
+from stagesink.errors import SourceChanged
+from stagesink.sinks.protocol import OnBytes
+from stagesink.streams import chunks
+
+_IN_MEMORY = 1 << 20  # bytes; what is larger waits on the disk
+
+
+@contextmanager
+def sized(source: Source) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a source whose size must be known before its first byte is sent.
+
+    MLflow's servers take an upload without a Content-Length for an empty one and answer 200 (uvicorn hands the WSGI
+    application no mark that the input ends), so what tells its size only at its end, an archive that is packed while
+    it is read, is written to a temporary file first.
+
+    Yields
+    ------
+    BinaryIO
+    int
+        Bytes it will hold.
+    """
+    size = source.size
+    with source.open() as stream:
+        if size is not None:
+            yield stream, size
+            return
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
+            for chunk in chunks(stream):
+                spool.write(chunk)
+            size = spool.tell()
+            spool.seek(0)
+            yield cast("BinaryIO", spool), size
+
+
+def exactly(stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> Iterator[bytes]:
+    """Yield the stream's bytes; the last ones only when it is sure that they are the last and all are there.
+
+    Raises
+    ------
+    SourceChanged
+        The source holds more or fewer bytes than it said. The server has then not got as many as were announced, and
+        keeps nothing.
+    """
+    count = 0
+    for chunk in chunks(stream):
+        count += len(chunk)
+        if count > size or (count == size and _goes_on(stream)):
+            raise SourceChanged(f"The source holds more than the {size} bytes it had when it was opened.")
+        yield cast("bytes", chunk)
+        if on_bytes is not None:
+            on_bytes(len(chunk))
+    if count < size:
+        raise SourceChanged(f"The source holds {count} of the {size} bytes it had when it was opened.")
+
+
+def _goes_on(stream: BinaryIO) -> bool:
+    return bool(stream.read(1))

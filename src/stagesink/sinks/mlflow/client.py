@@ -1,0 +1,114 @@
+"""A run whose artifacts go through mlflow's own client: whatever it knows, and nothing that it does not give."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from typing import Any, BinaryIO, cast
+
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.errors import ArtifactNotFound, InvalidKey, RunNotFound, SinkError
+from stagesink.sinks._backend_errors import translating
+from stagesink.sinks.protocol import OnBytes
+from stagesink.streams import chunks
+
+
+class ClientRoot:
+    """The artifacts of one run, by ``MlflowClient``'s ``log_artifact``, ``list_artifacts`` and ``download_artifacts``.
+
+    What it gives: an object is written to a temporary file of its own name and handed to the client, which retries in
+    its own way. It computes no digests. Whether an object appears at once is the store's business.
+
+    Parameters
+    ----------
+    client : mlflow.MlflowClient
+    run_id : str
+    secrets : frozenset of str
+        What may be in the client's exceptions and must not be shown.
+    """
+
+    def __init__(self, client: Any, run_id: str, secrets: frozenset[str]) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._secrets = secrets
+
+    @property
+    def uri(self) -> str:
+        return f"runs:/{self._run_id}"
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        folder, name = posixpath.split(key.path)
+        with tempfile.TemporaryDirectory(prefix="stagesink-") as temporary:
+            path = os.path.join(temporary, name)
+            size = 0
+            with closing(source.open()) as stream, open(path, "wb") as file:
+                for chunk in chunks(stream):
+                    file.write(chunk)
+                    size += len(chunk)
+                    if on_bytes is not None:
+                        on_bytes(len(chunk))
+            with self._translating(f"{self.uri}/{key.path} could not be put"):
+                self._client.log_artifact(self._run_id, path, folder or None)
+        return self._describe(key, size)
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        entry = next((entry for entry in self._children(posixpath.dirname(key.path)) if entry.path == key.path), None)
+        return None if entry is None or entry.is_dir else self._describe(key, int(entry.file_size or 0))
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        if self.stat(key) is None:
+            raise ArtifactNotFound(f"{self.uri} holds no {key.path}.")
+        with tempfile.TemporaryDirectory(prefix="stagesink-") as temporary:
+            with self._translating(f"{self.uri}/{key.path} could not be read"):
+                path = self._client.download_artifacts(self._run_id, key.path, temporary)
+            return cast("BinaryIO", open(path, "rb"))  # stays readable when the folder is gone
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        above = posixpath.dirname(prefix)
+        entries = self._children(above) if prefix else self._children("")
+        folders = []
+        for entry in entries:
+            if not prefix or entry.path == prefix:
+                if entry.is_dir:
+                    folders.append(entry.path)
+                else:
+                    yield from self._found(entry)
+        while folders:
+            for entry in self._children(folders.pop()):
+                if entry.is_dir:
+                    folders.append(entry.path)
+                else:
+                    yield from self._found(entry)
+
+    def delete(self, key: ArtifactKey) -> None:
+        if self.stat(key) is None:
+            return
+        with self._translating(f"{self.uri}/{key.path} could not be removed"):
+            # The client has no public way to remove one artifact; this is what its own command line goes through.
+            self._client._tracking_client._get_artifact_repo(self._run_id).delete_artifacts(key.path)
+
+    def close(self) -> None:
+        """The client keeps nothing open that could be closed."""
+
+    def _children(self, folder: str) -> Sequence[Any]:
+        try:
+            with self._translating(f"{self.uri}/{folder} could not be listed", missing=RunNotFound):
+                return tuple(self._client.list_artifacts(self._run_id, folder or None))
+        except ArtifactNotFound:
+            return ()
+
+    def _found(self, entry: Any) -> Iterator[StoredArtifact]:
+        try:
+            key = ArtifactKey(self._run_id, entry.path)
+        except InvalidKey:
+            return  # nobody can have put it here through us
+        yield self._describe(key, int(entry.file_size or 0))
+
+    def _describe(self, key: ArtifactKey, size: int) -> StoredArtifact:
+        return StoredArtifact(key, f"{self.uri}/{key.path}", size)
+
+    def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> AbstractContextManager[None]:
+        return translating(doing, missing=missing, secrets=self._secrets)

@@ -1,0 +1,233 @@
+"""What mlflow's own client reads from the environment: credentials, certificates, headers, time limits, proxies.
+
+The variables and their meaning are those of ``mlflow.utils.credentials``, ``mlflow.utils.rest_utils`` and
+``mlflow.tracking.request_header`` (2.9 to 3.x); credentials are read at each request, as there, so that a token that
+is renewed in the environment is used.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import ssl
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.util import make_headers
+
+from stagesink._version import __version__
+from stagesink.errors import ConfigError, MissingExtra
+from stagesink.sinks.mlflow.address import Address
+
+SECONDS = 120.0
+"""mlflow's own default for ``MLFLOW_HTTP_REQUEST_TIMEOUT``."""
+
+_CONNECT_SECONDS = 15.0  # a server that is there answers the knock sooner; the rest is for its work
+_CONNECTIONS = 64  # as many as there may be workers
+_SENT_AT_ONCE = 1 << 18  # bytes; urllib3's own 16 KiB cost a system call each
+
+
+def needs_own_client(environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether requests are signed by a plug-in of mlflow's, which works with mlflow's own client alone."""
+    return bool(environ.get("MLFLOW_TRACKING_AUTH")) or _is_true("MLFLOW_TRACKING_AWS_SIGV4", environ)
+
+
+def seconds(environ: Mapping[str, str] = os.environ) -> float:
+    """Return how long one answer may take."""
+    return _number("MLFLOW_HTTP_REQUEST_TIMEOUT", SECONDS, environ)
+
+
+def bytes_from(variable: str, default: int, environ: Mapping[str, str] = os.environ) -> int:
+    """Read a size in bytes."""
+    return int(_number(variable, default, environ))
+
+
+def switch(variable: str, environ: Mapping[str, str] = os.environ) -> bool | None:
+    """Read a variable that is true, false, or None when it is not set."""
+    return _is_true(variable, environ) if environ.get(variable) else None
+
+
+def headers(address: Address, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return what goes with each request to the server: who we are, and what mlflow's header plug-ins add."""
+    found = {"User-Agent": f"stagesink/{__version__}", **_plugin_headers()}
+    if workspace := environ.get("MLFLOW_WORKSPACE", "").strip():
+        found["X-MLFLOW-WORKSPACE"] = workspace
+    if authorization := _authorization(address, environ):
+        found["Authorization"] = authorization
+    return found
+
+
+def secrets(address: Address, environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """Collect what must not be shown: passwords and tokens, as they are and as they are sent."""
+    found = {environ.get("MLFLOW_TRACKING_TOKEN", ""), environ.get("MLFLOW_TRACKING_PASSWORD", "")}
+    if address.login is not None:
+        found |= {address.login[1], unquote(address.login[1])}
+    if sent := _authorization(address, environ):
+        found.add(sent.partition(" ")[2])
+    return frozenset(secret for secret in found if len(secret) >= 4)
+
+
+def pool_manager(address: Address, environ: Mapping[str, str] = os.environ) -> urllib3.PoolManager:
+    """Make the connections: kept alive, as many as there may be workers, without retries and redirects of their own.
+
+    Raises
+    ------
+    ConfigError
+        A certificate cannot be read, or a number is none.
+    MissingExtra
+        The proxy speaks SOCKS and PySocks is not installed.
+    """
+    limit = seconds(environ)
+    settings: dict[str, Any] = {
+        "maxsize": _CONNECTIONS,
+        "retries": False,
+        "timeout": urllib3.Timeout(connect=min(limit, _CONNECT_SECONDS), read=limit),
+        "blocksize": _SENT_AT_ONCE,
+        "ssl_context": _ssl_context(environ),
+    }
+    proxy = _proxy_for(address.server)
+    if proxy is None:
+        return urllib3.PoolManager(**settings)
+    if proxy.startswith("socks"):
+        try:
+            from urllib3.contrib.socks import SOCKSProxyManager
+        except ImportError as error:
+            raise MissingExtra("The proxy speaks SOCKS.", hint="pip install 'urllib3[socks]'") from error
+        return SOCKSProxyManager(proxy, **settings)
+    login = urlsplit(proxy)
+    proxy_headers = None
+    if login.username is not None:
+        proxy_headers = make_headers(proxy_basic_auth=f"{unquote(login.username)}:{unquote(login.password or '')}")
+    return urllib3.ProxyManager(proxy, proxy_headers=proxy_headers, **settings)
+
+
+def presigned_pool() -> urllib3.PoolManager:
+    """Make the connections to a store that the server sends us to. They carry no credentials: the URL is signed."""
+    context = _default_context()
+    if _is_true("MLFLOW_S3_IGNORE_TLS", os.environ):
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    limit = urllib3.Timeout(connect=_CONNECT_SECONDS, read=seconds())
+    return urllib3.PoolManager(
+        maxsize=_CONNECTIONS, retries=False, timeout=limit, blocksize=_SENT_AT_ONCE, ssl_context=context
+    )
+
+
+def _authorization(address: Address, environ: Mapping[str, str]) -> str | None:
+    """Choose as mlflow does: the URL's login, then user and password, then the token."""
+    if address.login is not None:
+        name, password = map(unquote, address.login)
+    else:
+        from_file = _credentials_file()
+        name = environ.get("MLFLOW_TRACKING_USERNAME") or from_file.get("mlflow_tracking_username", "")
+        password = environ.get("MLFLOW_TRACKING_PASSWORD") or from_file.get("mlflow_tracking_password", "")
+    if name and password:
+        return make_headers(basic_auth=_latin(f"{name}:{password}"))["authorization"]
+    token = environ.get("MLFLOW_TRACKING_TOKEN")
+    return f"Bearer {token}" if token else None
+
+
+def _latin(login: str) -> str:
+    # mlflow sends the UTF-8 of it, urllib3 encodes as latin-1: spelled so that the same bytes go out.
+    return login.encode().decode("latin-1")
+
+
+def _credentials_file() -> Mapping[str, str]:
+    path = os.path.expanduser("~/.mlflow/credentials")
+    if not os.path.exists(path):
+        return {}
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(path, encoding="utf-8")
+    except (configparser.Error, OSError, UnicodeDecodeError) as error:
+        # Without its message, which quotes the line.
+        raise ConfigError(
+            f"{path} cannot be read ({type(error).__name__}).", hint="Mend it, or set MLFLOW_TRACKING_USERNAME."
+        ) from None
+    return dict(parser["mlflow"]) if parser.has_section("mlflow") else {}
+
+
+@cache
+def _plugins() -> tuple[Any, ...]:
+    """Load other packages' request header providers; mlflow's own only tell its version."""
+    return tuple(entry.load()() for entry in entry_points(group="mlflow.request_header_provider"))
+
+
+def _plugin_headers() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for plugin in _plugins():
+        if plugin.in_context():
+            for name, value in plugin.request_headers().items():
+                found[name] = f"{found[name]} {value}" if name in found else value
+    return found
+
+
+def _ssl_context(environ: Mapping[str, str]) -> ssl.SSLContext:
+    authorities = environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    insecure = _is_true("MLFLOW_TRACKING_INSECURE_TLS", environ)
+    if insecure and authorities:
+        raise ConfigError(
+            "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH contradict each other.",
+            hint="Unset one of them.",
+        )
+    context = _default_context()
+    if authorities:
+        is_folder = os.path.isdir(authorities)
+        with_authorities = {"capath": authorities} if is_folder else {"cafile": authorities}
+        _loading("MLFLOW_TRACKING_SERVER_CERT_PATH", lambda: context.load_verify_locations(**with_authorities))
+    if own := environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
+        _loading("MLFLOW_TRACKING_CLIENT_CERT_PATH", lambda: context.load_cert_chain(own))
+    if insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _default_context() -> ssl.SSLContext:
+    """Trust what the system trusts, and what certifi does, which mlflow's client goes by."""
+    context = ssl.create_default_context()
+    try:
+        import certifi
+    except ImportError:
+        return context
+    context.load_verify_locations(os.environ.get("REQUESTS_CA_BUNDLE") or certifi.where())
+    return context
+
+
+def _loading(variable: str, load: Any) -> None:
+    try:
+        load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"{variable} names no certificate that can be read ({type(error).__name__}).",
+            hint="It takes the path of a PEM file.",
+        ) from error
+
+
+def _proxy_for(url: str) -> str | None:
+    parts = urlsplit(url)
+    proxies = getproxies()
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def _is_true(variable: str, environ: Mapping[str, str]) -> bool:
+    return environ.get(variable, "").lower() in ("true", "1")
+
+
+def _number(variable: str, default: float, environ: Mapping[str, str]) -> float:
+    text = environ.get(variable, "")
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if number <= 0:
+        raise ConfigError(f"{variable} is {text!r}, which is no number above zero.", hint="Correct it or unset it.")
+    return number

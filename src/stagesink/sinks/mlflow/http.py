@@ -1,0 +1,218 @@
+"""One server over HTTP: pooled connections, and every failure as one of our errors."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from json import loads
+from typing import TYPE_CHECKING, Any
+
+from urllib3 import exceptions
+
+from stagesink.errors import ArtifactNotFound, SinkAuthError, SinkError, TransientSinkError
+from stagesink.redaction import causes_of
+from stagesink.sinks._http import kind_of_status, retry_after_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from urllib3 import BaseHTTPResponse, PoolManager
+
+Body = bytes | Iterable[Any]  # of what a socket can send
+
+
+class HttpClient:
+    """Sends requests on kept-alive connections. Thread-safe; each process has connections of its own.
+
+    Parameters
+    ----------
+    name : str
+        The server as it is called in messages.
+    connect : callable
+        Makes the connections.
+    headers : callable
+        Returns what goes with each request. May hold secrets, and is asked anew each time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], PoolManager],
+        headers: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        self.name = name
+        self._connect = connect
+        self._headers = headers
+        self._pools: dict[int, PoolManager] = {}  # by process id: a fork's child must not speak on its parent's
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        doing: str,
+        *,
+        body: Body | None = None,
+        headers: Mapping[str, str] | None = None,
+        json: Mapping[str, Any] | None = None,
+        stream: bool = False,
+    ) -> BaseHTTPResponse:
+        """Send one request and return the answer, whatever its status.
+
+        Parameters
+        ----------
+        method, url : str
+        doing : str
+            What fails if this does, as the start of a sentence.
+        body : bytes or iterable of bytes, optional
+            An iterable comes with its Content-Length in ``headers``.
+        headers : mapping, optional
+        json : mapping, optional
+            The body, as an object.
+        stream : bool
+            Leave the answer's body to be read; then it has to be released.
+
+        Raises
+        ------
+        TransientSinkError
+            The server could not be reached, hung up, or took too long.
+        SinkError
+            Its certificate does not hold, or it does not speak TLS.
+        """
+        with self.translating(doing):
+            response = self._pool().request(
+                method,
+                url,
+                body=body,
+                json=json,
+                headers={**self._headers(), **(headers or {})},
+                redirect=False,  # a token must not travel to another host
+                preload_content=not stream,
+                decode_content=not stream,  # an artifact's bytes are its bytes, whatever a server says of them
+            )
+        if response.status >= 500:
+            self._pool().clear()  # uvicorn cuts the connection on which its application failed, a moment later
+        return response
+
+    @contextmanager
+    def translating(self, doing: str) -> Iterator[None]:
+        """Turn what urllib3 raises into our errors; what a body's own iterator raises passes."""
+        try:
+            yield
+        except exceptions.SSLError as error:
+            raise _tls_error(error, f"{doing}: {self.name}") from None
+        except (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError) as error:
+            raise TransientSinkError(
+                f"{doing}: {self.name} cannot be reached ({_reason(error)}).",
+                hint="Check the address and port, and that the server runs.",
+            ) from None
+        except exceptions.ReadTimeoutError:
+            raise TransientSinkError(
+                f"{doing}: {self.name} took too long to answer.",
+                hint="Try again; MLFLOW_HTTP_REQUEST_TIMEOUT is the limit in seconds.",
+            ) from None
+        except exceptions.HTTPError as error:
+            # Protocol errors: a connection that was cut, an answer that is none, a body shorter than announced.
+            raise TransientSinkError(f"{doing}: the connection to {self.name} broke ({_reason(error)}).") from None
+
+    def close(self) -> None:
+        """Let go of this process's connections."""
+        pool = self._pools.pop(os.getpid(), None)
+        if pool is not None:
+            pool.clear()
+
+    def _pool(self) -> PoolManager:
+        pool = self._pools.get(os.getpid())
+        return pool if pool is not None else self._pools.setdefault(os.getpid(), self._connect())
+
+
+def error_of(
+    response: BaseHTTPResponse, doing: str, name: str, *, missing: type[SinkError] = ArtifactNotFound
+) -> SinkError | None:
+    """Return what an answer's status means, None when all is well.
+
+    Parameters
+    ----------
+    response : urllib3.BaseHTTPResponse
+        Read already.
+    doing, name : str
+        What could not be done, and by which server.
+    missing : type of SinkError
+        What 404 means here.
+
+    Returns
+    -------
+    SinkError or None
+        Its message holds the status and MLflow's error code, and no text of the server's, which may quote anything.
+    """
+    status = response.status
+    if 200 <= status < 300:
+        return None
+    if status < 400:
+        return SinkError(
+            f"{doing}: {name} answered {status}, which sends us elsewhere.",
+            hint="Use the address that it redirects to; credentials are not carried to another one.",
+        )
+    kind = kind_of_status(status) or SinkError
+    code = error_code(response)
+    message = f"{doing}: {name} answered {status}" + (f" ({code})." if code else ".")
+    if issubclass(kind, TransientSinkError):
+        return kind(message, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
+    if kind is ArtifactNotFound:
+        return missing(message)
+    if kind is SinkAuthError:
+        return kind(
+            message,
+            hint="Check MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, and what they may do.",
+        )
+    return kind(message)
+
+
+def error_code(response: BaseHTTPResponse) -> str | None:
+    """Return MLflow's error code, for example ``RESOURCE_DOES_NOT_EXIST``; None where the answer holds none."""
+    code = json_of(response).get("error_code")
+    return code if isinstance(code, str) and code.replace("_", "").isalnum() and len(code) < 64 else None
+
+
+def json_of(response: BaseHTTPResponse) -> dict[str, Any]:
+    """Return the object that the answer's body is; an empty one where it is none, such as a page of HTML."""
+    try:
+        found = loads(response.data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _tls_error(error: exceptions.SSLError, what: str) -> SinkError:
+    cause = error.args[0] if error.args else None
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return SinkError(
+            f"{what} shows a certificate that does not hold ({cause.verify_message}).",
+            hint="Check the host name, or name its authority in MLFLOW_TRACKING_SERVER_CERT_PATH.",
+        )
+    if getattr(cause, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
+        return SinkError(f"{what} does not speak TLS.", hint="Write http:// instead of https://, or check the port.")
+    if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
+        return TransientSinkError(f"{what} hung up.")
+    return SinkError(
+        f"{what} refuses our TLS ({getattr(cause, 'reason', None) or _name(error)}).",
+        hint="If it wants a client certificate, name it in MLFLOW_TRACKING_CLIENT_CERT_PATH.",
+    )
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """Say it in the operating system's words where they are known; urllib3's own quote the URL."""
+    if isinstance(error, exceptions.NameResolutionError):
+        return "its name is not known"
+    number = next((cause.errno for cause in _inner(error) if isinstance(cause, OSError) and cause.errno), None)
+    return os.strerror(number) if number is not None and number > 0 else _name(error)
+
+
+def _inner(error: BaseException) -> Iterator[BaseException]:
+    yield from causes_of(error)
+    yield from (inner for inner in error.args if isinstance(inner, BaseException))

@@ -1,0 +1,176 @@
+"""Large objects past the server: it begins an upload in the store behind it, and signs a URL for each part."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from stagesink.errors import SinkError, SourceChanged, TransientSinkError
+from stagesink.sinks.mlflow import connection
+from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
+from stagesink.sinks.protocol import OnBytes
+from stagesink.streams import filler
+
+_LARGE = 64 << 20
+_PART = 10 << 20  # mlflow's own default
+_PARTS = 10_000  # of S3, the strictest
+_AT_ONCE = 4  # parts of one object
+_BUFFERS = 8  # parts of all objects together, which bounds the memory
+
+
+class Multipart:
+    """The three requests of a proxied multipart upload, and the parts between them.
+
+    ``POST mlflow-artifacts/mpu/create|complete|abort``: ``mlflow/protos/mlflow_artifacts.proto`` and
+    ``mlflow/store/artifact/http_artifact_repo.py``. As mlflow does, it is used where
+    ``MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD`` says so, else where ``GET /api/3.0/mlflow/server-info`` offers it.
+
+    Parameters
+    ----------
+    http : HttpClient
+        For the server.
+    store : HttpClient
+        For the signed URLs: carries no credentials.
+    server : str
+    """
+
+    def __init__(self, http: HttpClient, store: HttpClient, server: str) -> None:
+        self._http = http
+        self._store = store
+        self._server = server
+        self._offered: bool | None = None
+        self._reached = False
+        self._semaphores: dict[int, threading.Semaphore] = {}
+
+    def takes(self, size: int) -> bool:
+        """Tell whether an object of this many bytes goes this way."""
+        if size < max(1, connection.bytes_from("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", _LARGE)):
+            return False
+        if self._offered is None:
+            asked = connection.switch("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+            self._offered = self._ask() if asked is None else asked
+        return self._offered
+
+    def put(self, path: str, stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> None:
+        """Send the stream in parts; the object appears when the store has all of them.
+
+        Parameters
+        ----------
+        path : str
+            From the server's artifact root.
+        stream : BinaryIO
+        size : int
+            Bytes it holds.
+        on_bytes : callable, optional
+        """
+        part_bytes = max(connection.bytes_from("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", _PART), -(-size // _PARTS))
+        doing = f"{posixpath.basename(path)} could not be put in parts"
+        created = self._call("create", path, doing, num_parts=-(-size // part_bytes))
+        upload_id, urls = created.get("upload_id"), created.get("credentials")
+        whole = False
+        try:
+            if not isinstance(urls, list) or len(urls) != -(-size // part_bytes):
+                raise SinkError(f"{doing}: {self._http.name} gave no URLs for its parts.", hint="Upgrade the server.")
+            parts = self._send(_parts(stream, size, part_bytes), urls, doing, on_bytes)
+            self._call("complete", path, doing, upload_id=upload_id, parts=parts)
+            whole = True
+        finally:
+            if not whole:
+                with suppress(SinkError):  # the error that made it necessary is the one to report
+                    self._call("abort", path, f"{doing}, nor taken back", upload_id=upload_id)
+
+    def _send(
+        self, pieces: Iterator[bytearray], urls: list[dict[str, Any]], doing: str, on_bytes: OnBytes | None
+    ) -> list[dict[str, Any]]:
+        """Send each piece to its URL, some at once, and return what the store said of each."""
+        futures: list[Future[dict[str, Any]]] = []
+        window, buffers = threading.Semaphore(_AT_ONCE), self._buffers
+
+        def send(piece: bytearray, url: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return self._send_one(piece, url, doing)
+            finally:
+                del piece
+                buffers.release()
+                window.release()
+
+        with ThreadPoolExecutor(_AT_ONCE, "stagesink-part") as pool:
+            for url in urls:
+                window.acquire()
+                buffers.acquire()
+                try:
+                    piece = next(pieces)
+                except BaseException:
+                    buffers.release()
+                    window.release()
+                    raise
+                futures.append(pool.submit(send, piece, url))
+                size = len(piece)
+                del piece
+                if any(future.done() and future.exception() is not None for future in futures):
+                    break
+                if on_bytes is not None:
+                    on_bytes(size)
+        return [future.result() for future in futures]
+
+    def _send_one(self, piece: bytearray, url: dict[str, Any], doing: str) -> dict[str, Any]:
+        headers = {**(url.get("headers") or {}), "Content-Length": str(len(piece))}
+        try:
+            response = self._store.request("PUT", str(url.get("url")), doing, body=[piece], headers=headers)
+        except TransientSinkError:
+            self._offered = None if self._reached else False  # a store that only the server can reach
+            raise
+        self._reached = True
+        error = error_of(response, doing, self._store.name)
+        if error is not None:
+            raise error
+        return {"part_number": url.get("part_number"), "etag": response.headers.get("ETag", ""), "url": url.get("url")}
+
+    @property
+    def _buffers(self) -> threading.Semaphore:
+        # By process id: a fork could copy it taken.
+        return self._semaphores.setdefault(os.getpid(), threading.Semaphore(_BUFFERS))
+
+    def _call(self, what: str, path: str, doing: str, **arguments: Any) -> dict[str, Any]:
+        folder, name = posixpath.split(path)
+        url = f"{self._server}/api/2.0/mlflow-artifacts/mpu/{what}/{quote(folder, safe='/')}"
+        response = self._http.request("POST", url, doing, json={"path": name, **arguments})
+        error = error_of(response, doing, self._http.name, missing=SinkError)
+        if error is not None:
+            if response.status in (404, 405, 501):
+                self._offered = False
+                raise TransientSinkError(f"{doing}: {self._http.name} does not offer it. It goes whole next.")
+            raise error
+        return json_of(response)
+
+    def _ask(self) -> bool:
+        doing = f"{self._http.name} could not be asked what it offers"
+        response = self._http.request("GET", f"{self._server}/api/3.0/mlflow/server-info", doing)
+        return response.status == 200 and json_of(response).get("multipart_uploads_enabled") is True
+
+
+def _parts(stream: BinaryIO, size: int, part_bytes: int) -> Iterator[bytearray]:
+    """Cut the stream; the last piece comes only when it is sure that all are there."""
+    count = 0
+    while count < size:
+        piece = _read(stream, min(part_bytes, size - count))
+        count += len(piece)
+        if len(piece) == 0 or (count == size and stream.read(1)):
+            raise SourceChanged(f"The source does not hold the {size} bytes it had when it was opened.")
+        yield piece
+
+
+def _read(stream: BinaryIO, size: int) -> bytearray:
+    piece = bytearray(size)
+    view, fill, count = memoryview(piece), filler(stream), 0
+    while count < size and (more := fill(view[count:])):
+        count += more
+    view.release()
+    del piece[count:]
+    return piece

@@ -1,0 +1,268 @@
+"""A run whose artifacts go through the tracking server: ``mlflow-artifacts:``."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import quote, unquote, urlsplit
+
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.errors import (
+    ArtifactNotFound,
+    DeleteNotSupported,
+    InvalidKey,
+    SinkConflict,
+    SinkError,
+    VerificationError,
+)
+from stagesink.sinks.mlflow.address import Address
+from stagesink.sinks.mlflow.body import exactly, sized
+from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
+from stagesink.sinks.mlflow.multipart import Multipart
+from stagesink.sinks.protocol import OnBytes
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+ENDPOINT = "/api/2.0/mlflow-artifacts/artifacts"
+"""https://github.com/mlflow/mlflow/blob/master/mlflow/protos/mlflow_artifacts.proto"""
+
+_STAGING = ".artifact.uploading."  # what MLflow 3 calls a file that it is writing; it lists it like any other
+
+
+class ProxiedRoot:
+    """The artifacts of one run, sent to and read from the server's artifact endpoints.
+
+    What the server makes of them decides what can be had: a plain folder behind it computes no digests, and before
+    MLflow 3.6 it writes in place, so that a reader can see a part of an object, and removes folders only. It decodes
+    names again and refuses ``#``: what it would store under another name is refused here.
+
+    Parameters
+    ----------
+    http : HttpClient
+    multipart : Multipart
+        Sends large objects past the server, where it offers that.
+    server : str
+        URL of the server that has the artifacts.
+    folder : str
+        The run's folder there.
+    run_id : str
+    """
+
+    def __init__(self, http: HttpClient, multipart: Multipart, server: str, folder: str, run_id: str) -> None:
+        self._http = http
+        self._multipart = multipart
+        self._base = server + ENDPOINT
+        self._folder = folder
+        self._run_id = run_id
+
+    @property
+    def uri(self) -> str:
+        return f"runs:/{self._run_id}"
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        _check_name(key)
+        with sized(source) as (stream, size):
+            if self._multipart.takes(size):
+                self._multipart.put(f"{self._folder}/{key.path}", stream, size, on_bytes)
+            else:
+                self._put(key, stream, size, on_bytes)
+        return self._describe(key, size)
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        _check_name(key)
+        folder, _, name = key.path.rpartition("/")
+        # There is no request for one object: it is looked up among its neighbours.
+        entry = next((entry for entry in self._children(folder) if entry["path"] == name), None)
+        return None if entry is None or entry.get("is_dir") else self._describe(key, _size(entry))
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        _check_name(key)
+        doing = f"{self.uri}/{key.path} could not be read"
+        response = self._http.request("GET", self._url(key.path), doing, stream=True)
+        if response.status == 200:
+            return cast("BinaryIO", io.BufferedReader(_Reader(response, self._http, doing), 1 << 20))
+        with self._http.translating(doing):
+            response.read()
+        response.release_conn()
+        error = error_of(response, doing, self._http.name)
+        # Servers before 3.6 answer 500 where there is nothing, and all of them some error where there is a folder.
+        if response.status not in (401, 403, 429) and self.stat(key) is None:
+            raise ArtifactNotFound(f"{self.uri} holds no {key.path}.")
+        raise error or SinkError(f"{doing}: {self._http.name} answered {response.status}.")
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        if not prefix:
+            yield from self._walk("")
+            return
+        _check_name(ArtifactKey(run_id, prefix))
+        # Asked of the folder above, since some stores list a file as the only thing inside itself.
+        above, _, name = prefix.rpartition("/")
+        for entry in self._children(above):
+            if entry["path"] == name:
+                if entry.get("is_dir"):
+                    yield from self._walk(prefix)
+                else:
+                    yield self._describe(ArtifactKey(run_id, prefix), _size(entry))
+
+    def delete(self, key: ArtifactKey) -> None:
+        if self.stat(key) is None:
+            return  # nothing, or a folder, which the server would remove with all that is in it
+        doing = f"{self.uri}/{key.path} could not be removed"
+        response = self._http.request("DELETE", self._url(key.path), doing)
+        error = error_of(response, doing, self._http.name)
+        if error is None or isinstance(error, ArtifactNotFound):
+            return
+        if response.status == 500 and self.stat(key) is not None:
+            raise DeleteNotSupported(
+                f"{doing}: {self._http.name} answered 500; a server before MLflow 2.10 removes folders only.",
+                hint="Upgrade the server, or remove it there by hand.",
+            )
+        raise error
+
+    def close(self) -> None:
+        """Connections are the sink's."""
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _put(self, key: ArtifactKey, stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> None:
+        doing = f"{self.uri}/{key.path} could not be put"
+        response = self._http.request(
+            "PUT",
+            self._url(key.path),
+            doing,
+            body=exactly(stream, size, on_bytes),
+            headers={"Content-Length": str(size), "Content-Type": "application/octet-stream"},
+        )
+        error = error_of(response, doing, self._http.name)
+        if error is None:
+            return
+        if response.status in (400, 500):
+            self._look_for_conflict(key, doing)
+        raise error
+
+    def _look_for_conflict(self, key: ArtifactKey, doing: str) -> None:
+        """Explain an answer that says nothing: a file where the path has a folder, or a folder where the file goes."""
+        segments = key.path.split("/")
+        for depth, name in enumerate(segments):
+            above = "/".join(segments[:depth])
+            entry = next((entry for entry in self._children(above) if entry["path"] == name), None)
+            if entry is None:
+                return
+            last = depth == len(segments) - 1
+            if bool(entry.get("is_dir")) == last:
+                what = "a folder stands there" if last else f"{'/'.join(segments[: depth + 1])} is a file"
+                raise SinkConflict(f"{doing}: {what}.", hint="Choose another artifact path.")
+
+    def _walk(self, folder: str) -> Iterator[StoredArtifact]:
+        folders = [folder]
+        while folders:
+            folder = folders.pop()
+            for entry in self._children(folder):
+                path = f"{folder}/{entry['path']}" if folder else str(entry["path"])
+                if entry.get("is_dir"):
+                    folders.append(path)
+                elif not entry["path"].startswith(_STAGING) and (key := _key(self._run_id, path)) is not None:
+                    yield self._describe(key, _size(entry))
+
+    def _children(self, folder: str) -> Sequence[dict[str, Any]]:
+        path = f"{self._folder}/{folder}" if folder else self._folder
+        doing = f"{self.uri}/{folder} could not be listed"
+        response = self._http.request("GET", f"{self._base}?path={quote(path, safe='')}", doing)
+        error = error_of(response, doing, self._http.name)
+        if isinstance(error, ArtifactNotFound):
+            return ()
+        if error is not None:
+            raise error
+        files = json_of(response).get("files", [] if _is_json(response) else None)
+        if not isinstance(files, Sequence) or not all(_is_entry(entry) for entry in files):
+            raise SinkError(
+                f"{doing}: {self._http.name} does not answer as an MLflow server does.", hint="Check the address."
+            )
+        return files
+
+    def _url(self, path: str) -> str:
+        return f"{self._base}/{quote(f'{self._folder}/{path}', safe='/')}"
+
+    def _describe(self, key: ArtifactKey, size: int) -> StoredArtifact:
+        return StoredArtifact(key, f"{self.uri}/{key.path}", size)
+
+
+class _Reader(io.RawIOBase):
+    """The body of an answer; a body that ends early is an error, never an end."""
+
+    def __init__(self, response: BaseHTTPResponse, http: HttpClient, doing: str) -> None:
+        self._response = response
+        self._http = http
+        self._doing = doing
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        with self._http.translating(self._doing):
+            data = self._response.read(len(view))
+        view[: len(data)] = data
+        self._ended = not data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            if not self._ended:
+                self._response.close()  # the rest of the body is still on its way on this connection
+            self._response.release_conn()
+        super().close()
+
+
+def split_root(root: str, address: Address) -> tuple[str, str]:
+    """Return the artifact server's URL and the run's folder there, as ``MlflowArtifactsRepository.resolve_uri`` does.
+
+    Parameters
+    ----------
+    root : str
+        ``mlflow-artifacts:/0/<run>/artifacts``, ``mlflow-artifacts://host:port/...``, or the whole URL.
+    address : Address
+        Of the tracking server, which is the artifact server too unless the root names one.
+    """
+    parts = urlsplit(root)
+    if parts.scheme in ("http", "https"):
+        server, _, folder = root.partition(ENDPOINT)
+        return server, folder.strip("/")
+    tracking = urlsplit(address.server)
+    server = f"{tracking.scheme}://{parts.netloc or tracking.netloc}{tracking.path.rstrip('/')}"
+    return server, re.sub("//+", "/", parts.path.partition(ENDPOINT)[2] or parts.path).strip("/")
+
+
+def _check_name(key: ArtifactKey) -> None:
+    # `validate_path_is_safe` in mlflow/utils/uri.py unquotes again and again, and refuses "#".
+    if "#" in key.path or unquote(key.path, errors="surrogateescape") != key.path:
+        raise SinkError(
+            f"An MLflow server cannot hold an object named {key.path}: it refuses '#' and decodes %-sequences.",
+            hint="Rename the file.",
+        )
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("path"), str)
+
+
+def _is_json(response: BaseHTTPResponse) -> bool:
+    return response.data.lstrip()[:1] == b"{"
+
+
+def _size(entry: dict[str, Any]) -> int:
+    size = entry.get("file_size", 0)  # protobuf leaves a zero out, and writes 64-bit numbers as text
+    if not isinstance(size, int | str) or not str(size).isdigit():
+        raise VerificationError(f"The server gives {size!r} as a size.")
+    return int(size)
+
+
+def _key(run_id: str, path: str) -> ArtifactKey | None:
+    try:
+        return ArtifactKey(run_id, path)
+    except InvalidKey:
+        return None  # nobody can have put it here through us

@@ -1,0 +1,106 @@
+"""The tracking API, asked one thing: where a run's artifacts lie."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from stagesink.errors import MissingExtra, RunNotFound, SinkError
+from stagesink.sinks._backend_errors import translating
+from stagesink.sinks.mlflow.address import Address
+from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
+
+_RUN_HINT = "Check the run id, and that MLFLOW_TRACKING_URI names the server it was made on."
+
+
+class Tracking(Protocol):
+    """A tracking server or store."""
+
+    def artifact_root(self, run_id: str) -> str:
+        """Return the URI under which the run's artifacts lie.
+
+        Raises
+        ------
+        RunNotFound
+            The server knows no such run, or it is deleted.
+        SinkError
+            The server cannot be asked.
+        """
+        ...
+
+
+class RestTracking:
+    """A server that is asked over REST, so that mlflow need not be imported.
+
+    ``GET /api/2.0/mlflow/runs/get``: https://mlflow.org/docs/latest/rest-api.html#get-run
+    """
+
+    def __init__(self, address: Address, http: HttpClient) -> None:
+        self._address = address
+        self._http = http
+
+    def artifact_root(self, run_id: str) -> str:
+        doing = f"Run {run_id} could not be looked up"
+        url = f"{self._address.server}/api/2.0/mlflow/runs/get?run_id={quote(run_id, safe='')}"
+        response = self._http.request("GET", url, doing)
+        answer = json_of(response)
+        if response.status in (400, 404) and "error_code" in answer:
+            # 400 is for what can be no run id.
+            raise RunNotFound(f"{self._address.shown} knows no run {run_id}.", hint=_RUN_HINT)
+        error = error_of(response, doing, self._http.name, missing=SinkError)
+        info = answer.get("run", {}).get("info", {}) if isinstance(answer.get("run", {}), dict) else {}
+        root = info.get("artifact_uri") if isinstance(info, dict) else None
+        if (error is None or type(error) is SinkError) and not (isinstance(root, str) and root):
+            raise SinkError(
+                f"{doing}: {self._http.name} answered {response.status}, and not as an MLflow server does.",
+                hint="Check the address: host, port, and the prefix it is served under.",
+            )
+        if error is not None:
+            raise error
+        return _living(run_id, str(info.get("lifecycle_stage")), str(root))
+
+
+class ClientTracking:
+    """Any store that mlflow's own client knows: sqlite, Databricks, plug-ins."""
+
+    def __init__(self, address: Address, secrets: frozenset[str]) -> None:
+        self._address = address
+        self._secrets = secrets
+
+    def artifact_root(self, run_id: str) -> str:
+        client = client_of(self._address, self._secrets)
+        doing = f"Run {run_id} could not be looked up in {self._address.shown}"
+        with translating(doing, missing=RunNotFound, secrets=self._secrets):
+            info = client.get_run(run_id).info
+        return _living(run_id, info.lifecycle_stage, info.artifact_uri)
+
+
+def client_of(address: Address, secrets: frozenset[str]) -> Any:
+    """Return mlflow's own client for the server.
+
+    Parameters
+    ----------
+    address : Address
+    secrets : frozenset of str
+        What its exceptions may quote and must not be shown.
+
+    Raises
+    ------
+    MissingExtra
+        mlflow is not installed.
+    """
+    try:
+        from mlflow import MlflowClient
+    except ImportError as error:
+        raise MissingExtra(
+            f"{address.shown} is reached through mlflow's own client, which is not installed.",
+            hint="pip install 'stagesink[mlflow]'",
+        ) from error
+    with translating(f"{address.shown} could not be opened", secrets=secrets):
+        return MlflowClient(tracking_uri=address.tracking_uri)
+
+
+def _living(run_id: str, lifecycle_stage: str, root: str) -> str:
+    if lifecycle_stage == "deleted":
+        raise RunNotFound(f"Run {run_id} is deleted.", hint=f"Restore it: mlflow runs restore --run-id {run_id}")
+    return root
