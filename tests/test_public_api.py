@@ -26,6 +26,7 @@ NAMES = {
     *("create_checkpoint_archive", "extract_checkpoint_archive", "get_mlflow_run_id", "list_committed", "open_sink"),
     *("restore", "should_skip_file", "upload_benchmark_artifacts", "upload_conversion_artifacts"),
     *("upload_hpo_artifacts", "upload_metrics", "upload_training_artifacts", "verify"),
+    *("log_artifact_safe", "log_artifacts_safe", "upload_checkpoint_archive"),  # deprecated
 }
 
 SIGNATURES: list[tuple[Any, str]] = [
@@ -44,6 +45,19 @@ SIGNATURES: list[tuple[Any, str]] = [
     (stagesink.upload_conversion_artifacts, "(onnx_path, run_id=None, config_dir=None)"),
     (stagesink.upload_benchmark_artifacts, "(benchmark_json_path=None, run_id=None, config_dir=None)"),
     (stagesink.upload_hpo_artifacts, "(checkpoint_dir, trial_number, run_id=None, config_dir=None)"),
+    (
+        stagesink.log_artifact_safe,
+        "(local_path, artifact_path=None, run_id=None, max_retries=None, base_delay=None, config_dir=None)",
+    ),
+    (
+        stagesink.log_artifacts_safe,
+        "(local_dir, artifact_path=None, run_id=None, max_retries=None, base_delay=None, config_dir=None)",
+    ),
+    (
+        stagesink.upload_checkpoint_archive,
+        "(archive_path, manifest=None, artifact_path='best_trial_checkpoint.tar.gz', run_id=None, max_retries=None, "
+        "base_delay=None, config_dir=None)",
+    ),
     (stagesink.create_checkpoint_archive, "(checkpoint_dir, trial_number, output_path=None)"),
     (stagesink.should_skip_file, "(file_path, relative_path)"),
 ]
@@ -73,6 +87,9 @@ def test_positions_names_and_defaults_are_those_that_users_know(function: Any, e
         stagesink.upload_conversion_artifacts,
         stagesink.upload_benchmark_artifacts,
         stagesink.upload_hpo_artifacts,
+        stagesink.log_artifact_safe,
+        stagesink.log_artifacts_safe,
+        stagesink.upload_checkpoint_archive,
     ],
 )
 def test_all_of_them_take_a_sink_by_keyword(function: Any) -> None:

@@ -131,8 +131,8 @@ def test_arguments_are_above_environment_and_file(
     assert ArtifactUploader(config_dir=folder).options.workers == 2
     monkeypatch.setenv("STAGESINK_WORKERS", "3")
     assert ArtifactUploader(config_dir=folder).options.workers == 3
-    options = ArtifactUploader(config_dir=folder, workers=4, verify="full").options
-    assert (options.workers, options.verify) == (4, "full")
+    options = ArtifactUploader(config_dir=folder, workers=4, verify="full", attempts=2, initial=0.5).options
+    assert (options.workers, options.verify, options.attempts, options.initial) == (4, "full", 2, 0.5)
 
 
 def test_the_retries_of_the_configuration_are_those_of_the_engine(configure: Configure) -> None:
@@ -149,6 +149,7 @@ def test_the_retries_of_the_configuration_are_those_of_the_engine(configure: Con
         ({"verify": "ful"}, "argument verify: expected one of auto, full, size, none, got 'ful'; did you mean 'full'?"),
         ({"on_failure": "explode"}, "argument on_failure: expected one of warn, raise"),
         ({"progress": "bars"}, "did you mean 'bar'?"),
+        ({"attempts": 0}, "argument retries.attempts: expected a whole number, 1 or more, got 0"),
         ({"sink": ""}, "The sink is empty."),
     ],
 )
@@ -225,6 +226,80 @@ def test_every_kind_of_path_is_taken(sink: MemorySink, checkpoint: Path, given: 
     assert uploader.upload_checkpoint(given(checkpoint)) is True
     assert uploader.upload_file(given(checkpoint / "config.json")) is True
     assert landed(sink) == {"checkpoint/config.json", "checkpoint/shards/0.bin", "config.json"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("plots", {"plots/config.json", "plots/shards/0.bin", "plots.manifest.json"}),
+        ("a/plots", {"a/plots/config.json", "a/plots/shards/0.bin", "a/plots.manifest.json"}),
+        (None, {"config.json", "config.json.manifest.json", "shards/0.bin", "shards.manifest.json"}),
+    ],
+)
+def test_what_a_folder_holds_is_added_to_a_folder_of_the_run(
+    sink: MemorySink, checkpoint: Path, folder: str | None, expected: set[str]
+) -> None:
+    uploader = ArtifactUploader("run", sink=sink)
+    assert uploader.add_files(checkpoint, folder) is True
+    assert set(objects(sink)) == expected
+    assert {check.status for check in verify(sink, list_committed(sink, "run"))} == {"ok"}
+
+
+@pytest.mark.parametrize(("folder", "expected"), [(None, "out-metrics.json"), ("a/b", "a/b/out-metrics.json")])
+def test_a_file_is_added_to_a_folder_of_the_run(
+    sink: MemorySink, metrics_json: Path, folder: str | None, expected: str
+) -> None:
+    assert ArtifactUploader("run", sink=sink).add_files(metrics_json, folder) is True
+    assert landed(sink) == {expected}
+
+
+@pytest.mark.parametrize("folder", [None, "plots"])
+def test_what_was_added_before_stays(sink: MemorySink, tmp_path: Path, folder: str | None) -> None:
+    uploader = ArtifactUploader("run", sink=sink)
+    for name in ("first", "second"):
+        (tmp_path / name / "shared").mkdir(parents=True)
+        (tmp_path / name / f"{name}.txt").write_text(name)
+        (tmp_path / name / "shared" / f"{name}.txt").write_text(name)
+        assert uploader.add_files(tmp_path / name, folder) is True
+    prefix = f"{folder}/" if folder else ""
+    assert landed(sink) == {f"{prefix}{path}.txt" for path in ("first", "second", "shared/first", "shared/second")}
+    manifests = list_committed(sink, "run")
+    assert {entry.path for manifest in manifests for entry in manifest.objects()} == landed(sink)
+
+
+def test_a_folder_at_the_root_obeys_the_switches_of_what_is_in_it(
+    sink: MemorySink, checkpoint: Path, configure: Configure
+) -> None:
+    (checkpoint.parent / "metrics.json").write_text("{}")
+    folder = configure("tracking: {training: {log_checkpoint: false}}")
+    uploader = ArtifactUploader("run", "training", folder, sink=sink)
+    assert uploader.add_files(checkpoint.parent) is False  # not all of it landed
+    assert landed(sink) == {"metrics.json"}
+    assert [(receipt.key.path, receipt.status) for receipt in uploader.receipts] == [
+        ("checkpoint", "skipped"),
+        ("metrics.json", "uploaded"),
+    ]
+
+
+def test_what_cannot_land_at_the_root_does_not_stop_the_rest_of_the_folder(sink: MemorySink, checkpoint: Path) -> None:
+    blocked = ArtifactKey("run", "config.json.manifest.json")
+    ArtifactUploader("run", sink=sink).upload_file(checkpoint / "config.json", blocked.path)
+    uploader = ArtifactUploader("run", sink=sink)
+    assert uploader.add_files(checkpoint) is False
+    assert landed(sink) == {"shards/0.bin"}
+    (error,) = uploader.errors
+    assert isinstance(error, TransferError)
+    assert set(error.failures) == {"config.json"}
+
+
+def test_a_backend_that_is_gone_is_not_asked_for_every_file_at_the_root(sink: MemorySink, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for number in range(5):
+        (tmp_path / "many" / f"{number}.txt").write_text("x")
+    faulty = FaultySink(sink, fails("put", TransientSinkError("gone")))
+    uploader = ArtifactUploader("run", sink=faulty, attempts=1)
+    assert uploader.add_files(tmp_path / "many") is False
+    assert [receipt.key.path for receipt in uploader.receipts] == ["0.txt"]
 
 
 def test_an_archive_lands_with_its_manifest_and_stays_where_it_is(
@@ -608,8 +683,9 @@ def test_what_is_no_path_never_kills_the_training(sink: MemorySink, path: Any, s
     assert uploader.upload_checkpoint(path) is False
     assert uploader.upload_packed_checkpoint(path) is False
     assert uploader.upload_checkpoint_archive(path) is False
+    assert uploader.add_files(path) is False
     assert uploader.upload_slots({"checkpoint": path}) == {"checkpoint": False}
-    assert [str(error).startswith(sentence) for error in uploader.errors] == [True] * 6
+    assert [str(error).startswith(sentence) for error in uploader.errors] == [True] * 7
     assert objects(sink) == {}
 
 
@@ -726,7 +802,7 @@ def test_storage_options_reach_the_sink(metrics_json: Path, configure: Configure
 
 @pytest.mark.parametrize(
     "environ",
-    [{"MLFLOW_TRACKING_URI": "http://localhost:5000"}, {"AZUREML_RUN_ID": "r", "AZUREML_ARM_WORKSPACE_NAME": "w"}],
+    [{"MLFLOW_TRACKING_URI": "azureml://westeurope.api"}, {"AZUREML_RUN_ID": "r", "AZUREML_ARM_WORKSPACE_NAME": "w"}],
 )
 def test_auto_says_that_there_is_no_such_sink_yet_and_puts_nothing_elsewhere(
     metrics_json: Path,

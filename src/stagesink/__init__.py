@@ -10,6 +10,7 @@ from stagesink._version import __version__
 if TYPE_CHECKING:
     from stagesink.archive import create_checkpoint_archive, extract_checkpoint_archive
     from stagesink.artifacts import ArtifactKey, FileSource, MemorySource, Receipt, Source, StoredArtifact
+    from stagesink.deprecated import log_artifact_safe, log_artifacts_safe, upload_checkpoint_archive
     from stagesink.errors import StagesinkError
     from stagesink.manifest import Manifest
     from stagesink.metrics import upload_metrics
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "stagesink.archive": ("create_checkpoint_archive", "extract_checkpoint_archive"),
     "stagesink.artifacts": ("ArtifactKey", "FileSource", "MemorySource", "Receipt", "Source", "StoredArtifact"),
+    "stagesink.deprecated": ("log_artifact_safe", "log_artifacts_safe", "upload_checkpoint_archive"),
     "stagesink.errors": ("StagesinkError",),
     "stagesink.manifest": ("Manifest",),
     "stagesink.metrics": ("upload_metrics",),
@@ -66,10 +68,13 @@ __all__ = [
     "extract_checkpoint_archive",
     "get_mlflow_run_id",
     "list_committed",
+    "log_artifact_safe",
+    "log_artifacts_safe",
     "open_sink",
     "restore",
     "should_skip_file",
     "upload_benchmark_artifacts",
+    "upload_checkpoint_archive",
     "upload_conversion_artifacts",
     "upload_hpo_artifacts",
     "upload_metrics",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePath
 from types import NoneType, TracebackType
@@ -15,7 +16,7 @@ from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
 from stagesink.destination import AUTO, choose_sink
-from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
+from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError, TransientSinkError
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
@@ -36,6 +37,7 @@ from stagesink.transfer import (
 )
 from stagesink.transfer.options import Verify
 from stagesink.transfer.progress import ProgressStyle
+from stagesink.tree import scan_tree
 
 logger = logging.getLogger("stagesink")
 
@@ -67,6 +69,10 @@ class ArtifactUploader:
         Objects in flight at once.
     progress : {"auto", "bar", "lines", "none"} or callable, optional
         How progress is shown, or a callback that is given :class:`stagesink.Progress`.
+    attempts : int, optional
+        Times an object is tried when the backend fails in a way that may pass.
+    initial : float, optional
+        Seconds: the bound of the first wait between two attempts, doubled from one to the next.
     storage_options : mapping, optional
         For the store's own client. Default: ``artifacts.storage_options``, if the configured sink is of the same kind.
 
@@ -95,6 +101,8 @@ class ArtifactUploader:
         verify: Verify | None = None,
         workers: int | None = None,
         progress: ProgressStyle | ProgressCallback | None = None,
+        attempts: int | None = None,
+        initial: float | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.stage = stage
@@ -111,6 +119,8 @@ class ArtifactUploader:
             "verify": verify,
             "workers": workers,
             "progress": None if callable(progress) else progress,
+            "retries.attempts": attempts,
+            "retries.initial": initial,
         }
         self._metrics = UploadMetrics()
         self._said_skipped = False
@@ -188,6 +198,35 @@ class ArtifactUploader:
             return self._plan_file(path, _name_of(path) if artifact_path is None else _posix(artifact_path))
 
         return self._upload(str(file_path if artifact_path is None else artifact_path), plan)
+
+    def add_files(self, path: StrPath, folder: str | None = None) -> bool:
+        """Upload a file, or what a folder holds, into a folder of the run, beside what lies there.
+
+        What ``mlflow.log_artifact`` and ``mlflow.log_artifacts`` do. :meth:`upload_checkpoint` replaces what an earlier
+        upload left at its destination; this leaves it.
+
+        Parameters
+        ----------
+        path : path
+        folder : str, optional
+            The folder of the run that the file, or what the folder holds, is put into. Default: the run's root, where
+            each file and each folder becomes an upload of its own.
+        """
+        destination = "" if folder is None else _posix(folder)
+
+        def plans() -> Sequence[Plan | None]:
+            _check_type("folder", destination, (str,))
+            local = _checked(path)
+            if not os.path.isdir(local):
+                name = _name_of(local)
+                return [self._plan_addition(local, f"{destination}/{name}" if destination else name)]
+            if destination:
+                return [self._plan_addition(local, destination)]
+            # Not one tree: a manifest of the root would vouch for what every other upload of the run puts there.
+            names = dict.fromkeys(file.path.partition("/")[0] for file in scan_tree(local).files)
+            return [self._plan_addition(os.path.join(local, name), name) for name in names]
+
+        return self._upload(str(path if folder is None else folder), plans)
 
     def upload_checkpoint_archive(
         self,
@@ -272,7 +311,9 @@ class ArtifactUploader:
             _check_type("sink", self._given_sink, (str, os.PathLike, ArtifactSink))
             return self._given_sink
         choice = choose_sink(self.config, self._given_sink)
-        return open_sink(choice.uri, storage_options=self._storage_options(choice.uri))
+        return open_sink(
+            choice.uri, storage_options=self._storage_options(choice.uri), engine=self.config.artifacts.engine
+        )
 
     def _storage_options(self, uri: str) -> Mapping[str, Any]:
         if self._given_storage_options is not None:
@@ -331,6 +372,12 @@ class ArtifactUploader:
             return None
         return plan_file(self.run_id, destination, file, provenance=provenance(self.stage))
 
+    def _plan_addition(self, local: str, destination: str) -> Plan | None:
+        if self._skipped(destination):
+            return None
+        plan = plan_tree if os.path.isdir(local) else plan_file
+        return replace(plan(self.run_id, destination, local, provenance=provenance(self.stage)), adds=True)
+
     def _plan_archive(self, archive: str, manifest: Mapping[str, Any] | None, destination: str) -> Plan | None:
         if self._skipped(destination):
             return None
@@ -378,14 +425,16 @@ class ArtifactUploader:
         key = ArtifactKey(self._given_run_id or "-", destination)
         self.receipts.append(Receipt(key, "", 0, None, 0.0, 0, "skipped", "none", why))
 
-    def _upload(self, what: str, make_plan: Callable[[], Plan | None]) -> bool:
-        """Plan and send, and turn errors into ``False``."""
+    def _upload(self, what: str, make_plans: Callable[[], Plan | Sequence[Plan | None] | None]) -> bool:
+        """Plan and send, and turn errors into ``False``; None stands for what is switched off."""
         start = time.monotonic()
         try:
-            plan = make_plan()
-            if plan is None:
+            made = make_plans()
+            plans = made if isinstance(made, Sequence) else [made]
+            wanted = [plan for plan in plans if plan is not None]
+            if not wanted:
                 return False
-            receipts = Transfer(self.sink, self.options, progress=self.progress).run(plan)
+            receipts = self._send(wanted)
         except Exception as error:
             self._count(error.receipts if isinstance(error, TransferError) else (), start, failed=True)
             what = str(what)
@@ -393,8 +442,28 @@ class ArtifactUploader:
             return False
         self._count(receipts, start, failed=False)
         sent = sum(receipt.size for receipt in receipts)
-        logger.info("%s: %d files, %.1f MB, in %s", plan.path, len(receipts), sent / 1e6, self.sink.uri)
-        return True
+        landed = wanted[0].path if len(wanted) == 1 else what
+        logger.info("%s: %d files, %.1f MB, in %s", landed, len(receipts), sent / 1e6, self.sink.uri)
+        return len(wanted) == len(plans)
+
+    def _send(self, plans: Sequence[Plan]) -> tuple[Receipt, ...]:
+        """Carry out all plans. One that fails does not stop the others, but a backend that is gone does."""
+        transfer = Transfer(self.sink, self.options, progress=self.progress)
+        if len(plans) == 1:
+            return transfer.run(plans[0])
+        receipts: list[Receipt] = []
+        failures: dict[str, StagesinkError] = {}
+        for plan in plans:
+            try:
+                receipts += transfer.run(plan)
+            except TransferError as error:
+                receipts += error.receipts
+                failures.update(error.failures)
+                if all(isinstance(failure, TransientSinkError) for failure in error.failures.values()):
+                    break
+        if failures:
+            raise TransferError(receipts, failures)
+        return tuple(receipts)
 
     def _failed(self, what: str, error: Exception) -> None:
         """Log an error instead of raising it. Only here may a broad ``except`` end."""

@@ -36,7 +36,7 @@ from parts import (
     plan,
 )
 
-from stagesink.artifacts import ArtifactKey, FileSource, MemorySource, StoredArtifact
+from stagesink.artifacts import ArtifactKey, FileSource, MemorySource, Source, StoredArtifact
 from stagesink.errors import (
     SinkAuthError,
     SinkConflict,
@@ -231,10 +231,45 @@ def test_a_permission_error_is_not_tried_again(memory: MemorySink) -> None:
     assert sink.calls["put"] == 1
 
 
-def test_a_reply_that_was_lost_costs_another_put_and_nothing_else(memory: MemorySink) -> None:
-    sink = FaultySink(memory, loses_reply("put", BUSY, nth=1))
+def test_a_reply_that_was_lost_costs_a_look_and_no_other_put(memory: MemorySink) -> None:
+    sink = FaultySink(memory, loses_reply("put", BUSY, first=4))
     (receipt,) = Transfer(sink, QUICK).run(one(b"x"))
-    assert (receipt.attempts, held(memory)) == (2, {"one.bin": b"x"})
+    assert (receipt.attempts, receipt.status, receipt.verified_by) == (1, "uploaded", "readback")
+    assert held(memory) == {"one.bin": b"x"}
+
+
+def test_what_lay_there_before_is_not_taken_for_what_was_sent(memory: MemorySink) -> None:
+    memory.put(ArtifactKey("run", "one.bin"), MemorySource(b"old"))
+    sink = FaultySink(memory, fails("put", BUSY, nth=1, after_bytes=3))
+    (receipt,) = Transfer(sink, QUICK).run(one(b"new"))
+    assert (receipt.attempts, held(memory)) == (2, {"one.bin": b"new"})
+
+
+def test_what_arrived_is_sent_again_when_the_file_has_changed_since(memory: MemorySink, tmp_path: Path) -> None:
+    path = tmp_path / "one.bin"
+    path.write_bytes(b"old")
+
+    class Rewriting(FaultySink):
+        def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+            try:
+                return super().put(key, source, on_bytes=on_bytes)
+            finally:
+                if self.calls["put"] == 1:
+                    path.write_bytes(b"new!"[:3] + b"")
+                    os.utime(path, (1, 1))
+
+    sink = Rewriting(memory, loses_reply("put", BUSY, nth=1))
+    (receipt,) = Transfer(sink, QUICK).run(plan_file("run", "one.bin", path))
+    assert (receipt.attempts, held(memory)) == (2, {"one.bin": b"new"})
+
+
+def test_a_store_that_cannot_remove_gets_an_empty_manifest_first(memory: MemorySink) -> None:
+    sink = FaultySink(memory, fails("delete", DeleteNotSupported("no")), fails("put", SinkAuthError("no"), nth=4))
+    Transfer(sink, QUICK).run(one(b"old"))
+    fail(Transfer(sink, QUICK), one(b"new"))
+    assert not list_committed(memory, "run")
+    Transfer(sink, QUICK).run(one(b"newer"))
+    assert [manifest.path for manifest in list_committed(memory, "run")] == ["one.bin"]
 
 
 def test_a_put_that_the_network_sends_twice_changes_nothing(memory: MemorySink) -> None:
@@ -954,3 +989,65 @@ def test_a_manifest_reads_back_as_it_was_planned(memory: MemorySink) -> None:
     expected = what.manifest({r.key: (r.size, r.sha256 or "") for r in receipts})
     assert manifest_in(memory) == expected
     assert isinstance(expected, Manifest)
+
+
+# -- adding to what is there -------------------------------------------------------------------------------------------
+
+
+def added(files: dict[str, bytes | Source], path: str = "tree") -> Plan:
+    return replace(plan(files, path), adds=True)
+
+
+def names(manifest: Manifest | None) -> list[str]:
+    assert manifest is not None
+    return [entry.path for entry in manifest.files]
+
+
+def test_what_is_added_lies_beside_the_rest_and_one_manifest_names_both(memory: MemorySink) -> None:
+    transfer = Transfer(memory, QUICK)
+    transfer.run(plan({"b": b"1", "sub/c": b"2"}))
+    transfer.run(added({"a": b"3", "sub/c": b"changed"}))
+    assert held(memory) == {"tree/a": b"3", "tree/b": b"1", "tree/sub/c": b"changed"}
+    assert names(manifest_in(memory)) == ["a", "b", "sub/c"]
+    assert {check.status for check in verify(memory, list_committed(memory, RUN))} == {"ok"}
+
+
+def test_an_addition_takes_no_manifest_away_while_only_new_files_land(memory: MemorySink) -> None:
+    Transfer(memory, QUICK).run(plan({"old": b"1"}))
+    recording = Recording(memory)
+    Transfer(recording, QUICK).run(added({"new": b"2"}))
+    assert recording.asked("delete") == []
+    Transfer(recording, QUICK).run(added({"new": b"another"}))
+    assert recording.asked("delete") == ["tree.manifest.json"]
+
+
+def test_an_addition_that_fails_leaves_what_was_there_committed(memory: MemorySink) -> None:
+    Transfer(memory, QUICK).run(plan({"old": b"1"}))
+    failing = Failing(memory, {"tree/new": [SinkQuotaError("full")]})
+    with pytest.raises(TransferError):
+        Transfer(failing, QUICK).run(added({"new": b"2"}))
+    assert names(manifest_in(memory)) == ["old"]
+
+
+def test_an_addition_does_not_vouch_for_what_the_store_has_lost(memory: MemorySink) -> None:
+    Transfer(memory, QUICK).run(plan({"a": b"1", "b": b"2", "c": b"3"}))
+    memory.delete(ArtifactKey(RUN, "tree/b"))
+    Transfer(memory, QUICK).run(added({"d": b"4"}))
+    assert names(manifest_in(memory)) == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("path", ["tree/sub/c", "tree/b"])
+def test_a_file_of_a_tree_is_replaced_in_it_when_it_is_added(path: str, memory: MemorySink) -> None:
+    Transfer(memory, QUICK).run(plan({"b": b"1", "sub/c": b"2"}))
+    (receipt,) = Transfer(memory, QUICK).run(replace(one(b"changed", path), adds=True))
+    assert (receipt.key.path, receipt.status) == (path, "uploaded")
+    assert held(memory)[path] == b"changed"
+    assert {key for key in everything(memory) if key.endswith("manifest.json")} == {"tree.manifest.json"}
+    assert {check.status for check in verify(memory, list_committed(memory, RUN))} == {"ok"}
+
+
+def test_a_file_that_is_added_to_no_tree_has_a_manifest_of_its_own(memory: MemorySink) -> None:
+    Transfer(memory, QUICK).run(plan({"b": b"1"}))
+    Transfer(memory, QUICK).run(replace(one(b"2", "tree/a"), adds=True))
+    assert names(manifest_in(memory)) == ["b"]
+    assert names(manifest_in(memory, "tree/a.manifest.json")) == ["a"]

@@ -43,6 +43,9 @@ class Plan:
         What an archive holds, where it is known before it is read.
     archive_sha256 : str or None
         What that knowledge is about: the digest of the archive it came with.
+    adds : bool
+        What lies at this path already stays, and the manifest goes on naming it; a file that is a part of another
+        upload's tree is replaced in it.
     """
 
     run_id: str
@@ -54,6 +57,7 @@ class Plan:
     provenance: Mapping[str, str] = field(default_factory=dict)
     contents: tuple[ManifestEntry, ...] | None = None
     archive_sha256: str | None = None
+    adds: bool = False
 
     @property
     def manifest_key(self) -> ArtifactKey:
