@@ -55,6 +55,7 @@ FULL = """
       compression: {level: 7}
       storage_options: {key: id, client_kwargs: {endpoint_url: "http://localhost"}}
       progress: lines
+      engine: mlflow
 """
 
 
@@ -75,6 +76,7 @@ def test_no_file_means_defaults():
         pack="none",
         storage_options={},
         progress="auto",
+        engine="stagesink",
     )
     assert config.artifacts.compression.level is None
     assert not config.file_found
@@ -550,6 +552,7 @@ def test_every_setting_has_a_variable():
         "STAGESINK_PACK": "artifacts.pack",
         "STAGESINK_COMPRESSION_LEVEL": "artifacts.compression.level",
         "STAGESINK_PROGRESS": "artifacts.progress",
+        "STAGESINK_ENGINE": "artifacts.engine",
         "STAGESINK_TRACKING_TRAINING_ENABLED": "tracking.training.enabled",
         "STAGESINK_TRACKING_TRAINING_LOG_CHECKPOINT": "tracking.training.log_checkpoint",
         "STAGESINK_TRACKING_TRAINING_LOG_METRICS_JSON": "tracking.training.log_metrics_json",
@@ -575,6 +578,7 @@ VARIABLE_VALUES = {
     "STAGESINK_VERIFY": ("size", "verify", "size"),
     "STAGESINK_PACK": ("tar.gz", "pack", "tar.gz"),
     "STAGESINK_PROGRESS": ("none", "progress", "none"),
+    "STAGESINK_ENGINE": ("stagesink", "engine", "stagesink"),
 }
 
 
@@ -585,6 +589,24 @@ def test_a_variable_is_above_the_file(name):
     config = load_config(environ={name: text})
     assert getattr(config.artifacts, setting) == value
     assert config.origin(f"artifacts.{setting}") == name
+
+
+def test_mlflows_variables_are_the_defaults_of_the_retries():
+    environ = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "4"}
+    config = load_config(environ=environ)
+    assert (config.artifacts.retries.attempts, config.artifacts.retries.initial) == (3, 4)
+    assert config.origin("artifacts.retries.attempts") == "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+
+
+def test_the_file_is_above_mlflows_variables():
+    write("artifacts: {retries: {attempts: 7}}")
+    config = load_config(environ={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "STAGESINK_RETRIES_INITIAL": "9"})
+    assert (config.artifacts.retries.attempts, config.artifacts.retries.initial) == (7, 9)
+
+
+def test_a_variable_of_mlflows_that_is_no_number_is_ignored_aloud(caplog):
+    assert load_config(environ={"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "many"}) == load_config(environ={})
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES: expected a whole number, got 'many'" in caplog.text
 
 
 @pytest.mark.parametrize("name", VARIABLE_VALUES)

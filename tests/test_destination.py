@@ -99,9 +99,9 @@ def test_half_an_azure_ml_job_and_empty_variables_do_not_count(choose, environ):
 
 def test_auto_never_puts_artifacts_elsewhere_when_the_sink_is_missing(choose):
     with pytest.raises(UnknownScheme) as caught:
-        choose(None, MLFLOW)
+        choose(None, AZURE_JOB)
     assert str(caught.value) == (
-        "The sink 'auto' (default) means 'mlflow:' here, because MLFLOW_TRACKING_URI is 'http://localhost:5000'; "
+        "The sink 'auto' (default) means 'azureml:' here, because this is an Azure ML job (AZUREML_RUN_ID is set); "
         "there is no such sink yet. Choose one: set STAGESINK_SINK or artifacts.sink, or pass sink=, "
         "for example file:./artifacts."
     )
@@ -109,8 +109,12 @@ def test_auto_never_puts_artifacts_elsewhere_when_the_sink_is_missing(choose):
 
 def test_the_missing_sinks_message_holds_no_password(choose):
     with pytest.raises(UnknownScheme) as caught:
-        choose(None, {"MLFLOW_TRACKING_URI": "https://me:pa55@host"})
+        choose(None, {"MLFLOW_TRACKING_URI": "azureml://me:pa55@host"})
     assert "pa55" not in str(caught.value)
+
+
+def test_why_holds_no_password(choose):
+    assert "pa55" not in choose(None, {"MLFLOW_TRACKING_URI": "https://me:pa55@host"}).why
 
 
 def test_fsspecs_own_implementation_of_a_scheme_is_not_a_sink_for_auto():

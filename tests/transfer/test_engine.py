@@ -38,6 +38,7 @@ from parts import (
 
 from stagesink.artifacts import ArtifactKey, FileSource, MemorySource, Source, StoredArtifact
 from stagesink.errors import (
+    DeleteNotSupported,
     SinkAuthError,
     SinkConflict,
     SinkQuotaError,
@@ -51,6 +52,7 @@ from stagesink.errors import (
 from stagesink.manifest import Manifest
 from stagesink.sinks.local import LocalSink
 from stagesink.sinks.memory import MemorySink
+from stagesink.sinks.protocol import OnBytes
 from stagesink.testing import (
     FaultySink,
     GeneratedSource,
@@ -61,7 +63,7 @@ from stagesink.testing import (
     loses_reply,
     short_list,
 )
-from stagesink.transfer import Plan, Transfer, list_committed, plan_packed_tree, plan_tree, verify
+from stagesink.transfer import Plan, Transfer, list_committed, plan_file, plan_packed_tree, plan_tree, verify
 
 MANIFEST = "tree.manifest.json"
 FILES = {"a.bin": b"a" * 10, "b.bin": b"b" * 20, "c/d.bin": b"d" * 30, "empty": b""}
@@ -239,7 +241,7 @@ def test_a_reply_that_was_lost_costs_a_look_and_no_other_put(memory: MemorySink)
 
 
 def test_what_lay_there_before_is_not_taken_for_what_was_sent(memory: MemorySink) -> None:
-    memory.put(ArtifactKey("run", "one.bin"), MemorySource(b"old"))
+    memory.put(ArtifactKey(RUN, "one.bin"), MemorySource(b"old"))
     sink = FaultySink(memory, fails("put", BUSY, nth=1, after_bytes=3))
     (receipt,) = Transfer(sink, QUICK).run(one(b"new"))
     assert (receipt.attempts, held(memory)) == (2, {"one.bin": b"new"})
@@ -255,11 +257,11 @@ def test_what_arrived_is_sent_again_when_the_file_has_changed_since(memory: Memo
                 return super().put(key, source, on_bytes=on_bytes)
             finally:
                 if self.calls["put"] == 1:
-                    path.write_bytes(b"new!"[:3] + b"")
+                    path.write_bytes(b"new")
                     os.utime(path, (1, 1))
 
     sink = Rewriting(memory, loses_reply("put", BUSY, nth=1))
-    (receipt,) = Transfer(sink, QUICK).run(plan_file("run", "one.bin", path))
+    (receipt,) = Transfer(sink, QUICK).run(plan_file(RUN, "one.bin", path))
     assert (receipt.attempts, held(memory)) == (2, {"one.bin": b"new"})
 
 
@@ -267,9 +269,9 @@ def test_a_store_that_cannot_remove_gets_an_empty_manifest_first(memory: MemoryS
     sink = FaultySink(memory, fails("delete", DeleteNotSupported("no")), fails("put", SinkAuthError("no"), nth=4))
     Transfer(sink, QUICK).run(one(b"old"))
     fail(Transfer(sink, QUICK), one(b"new"))
-    assert not list_committed(memory, "run")
+    assert not list_committed(memory, RUN)
     Transfer(sink, QUICK).run(one(b"newer"))
-    assert [manifest.path for manifest in list_committed(memory, "run")] == ["one.bin"]
+    assert [manifest.path for manifest in list_committed(memory, RUN)] == ["one.bin"]
 
 
 def test_a_put_that_the_network_sends_twice_changes_nothing(memory: MemorySink) -> None:

@@ -18,6 +18,12 @@ SKIP_VARIABLE = "MLFLOW_SKIP_ARTIFACT_LOGGING"
 
 _OTHER_VARIABLES = ("STAGESINK_CONFIG_DIR", "STAGESINK_RUN_ID")
 
+# What mlflow's own client goes by. It counts retries, and we count tries.
+_OF_MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": (("artifacts", "retries", "attempts"), 1),
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": (("artifacts", "retries", "initial"), 0),
+}
+
 
 def load_config(
     config_dir: str | os.PathLike[str] | None = None,
@@ -50,6 +56,7 @@ def load_config(
     if text is None and named is not None and not Path(named).is_dir():
         warn_once(f"{named}: there is no such configuration folder; defaults hold")
     layers = Layers(file)
+    _add_mlflow_retries(layers, environ)
     if text is not None:
         from stagesink.config.yaml_file import YamlReader
 
@@ -98,6 +105,16 @@ def _read_text(file: Path, *, implied: bool) -> str | None:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{file}:{line}: is not UTF-8 text.", hint="Save it as UTF-8.") from None
+
+
+def _add_mlflow_retries(layers: Layers, environ: Mapping[str, str]) -> None:
+    """Take mlflow's variables for defaults: whoever set them for its client means them for its successor."""
+    for name, (path, more) in _OF_MLFLOW.items():
+        text = environ.get(name, "").strip()
+        if text.isdecimal():
+            layers.set(path, int(text) + more, name)
+        elif text:
+            warn_once(f"{name}: expected a whole number, got {text[:40]!r}; it is ignored")
 
 
 def _add_environment(layers: Layers, environ: Mapping[str, str]) -> None:

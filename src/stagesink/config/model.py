@@ -14,6 +14,7 @@ from stagesink.transfer.progress import ProgressStyle
 
 OnFailure = Literal["warn", "raise"]
 Pack = Literal["none", "tar.gz", "tar.zst"]
+Engine = Literal["stagesink", "mlflow"]
 
 FILE_NAME = "mlflow.yaml"
 
@@ -79,6 +80,8 @@ class Artifacts:
     storage_options : dict
         Handed to the sink's driver. May hold secrets, so it is not in the repr.
     progress : {"auto", "bar", "lines", "none"}
+    engine : {"stagesink", "mlflow"}
+        Whose code moves the bytes to an ``mlflow:`` sink: ours, or mlflow's own client.
     """
 
     sink: str = field(default="auto", repr=False, metadata={"min_length": 1})
@@ -92,6 +95,7 @@ class Artifacts:
     compression: Compression = field(default_factory=Compression)
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     progress: ProgressStyle = "auto"
+    engine: Engine = "stagesink"
 
 
 @dataclass(frozen=True, slots=True)

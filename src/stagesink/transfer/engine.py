@@ -21,6 +21,7 @@ from stagesink.errors import (
     StagesinkError,
     TransferCancelled,
     TransferError,
+    TransientSinkError,
     VerificationError,
 )
 from stagesink.manifest import Manifest, ManifestEntry, is_manifest_path, manifest_key
@@ -328,7 +329,7 @@ class _Run:
 class _Landing:
     """One object on its way: its attempts, and what came of them."""
 
-    __slots__ = ("attempts", "item", "run", "sent", "start")
+    __slots__ = ("attempts", "item", "run", "sent", "start", "unanswered")
 
     def __init__(self, run: _Run, item: PlannedObject, attempts: int) -> None:
         self.run = run
@@ -336,6 +337,7 @@ class _Landing:
         self.attempts = attempts
         self.sent = 0
         self.start = time.monotonic()
+        self.unanswered: ReadOnce | None = None
 
     def unchanged(self) -> Receipt | None:
         """Return a receipt when the store holds these very bytes by its manifest, else None."""
@@ -367,6 +369,8 @@ class _Landing:
     def put(self) -> Receipt:
         """Put the object once and check what the backend says of it."""
         run = self.run
+        if self.unanswered is not None and (receipt := self._arrived(self.unanswered)) is not None:
+            return receipt
         reader = ReadOnce(self.item.source, run.cancel, run.reported)
         if not run.plan.adds or self.item.key in run.there:  # a new file beside the old ones leaves their manifest true
             run.uncommit()  # only now: a file that is gone by now costs the old upload nothing
@@ -375,19 +379,38 @@ class _Landing:
             stored = run.target.put(self.item.key, reader, on_bytes=self._on_bytes)
             digests = reader.digests()
             proof = self._prove(reader, digests, stored)
-        except BaseException:
+        except BaseException as error:
             run.counter.add_bytes(-self.sent)
             self.sent = 0
+            self.unanswered = reader if reader.whole and isinstance(error, TransientSinkError) else None
             raise
+        return self._uploaded(stored, digests["sha256"], proof)
+
+    def _arrived(self, reader: ReadOnce) -> Receipt | None:
+        """Look whether the last attempt, which sent everything and got no good answer, has landed after all.
+
+        A gateway that gives up before its server does would let every further attempt end alike. The right size is no
+        proof here, since what lay there before may have it too.
+        """
+        key, run = self.item.key, self.run
+        stored = run.target.stat(key)
+        if stored is None or stored.size != reader.count or self.item.source.fingerprint() != reader.fingerprint():
+            return None
+        sha256 = reader.digests()["sha256"]
+        proof: Proof = "readback"
+        name = self._reported(stored)
+        if name is not None:
+            if self._read_through(name)[name] != stored.digests[name]:
+                return None
+            proof = name
+        elif run.read_back(key) != sha256:
+            return None
+        run.counter.add_bytes(stored.size)
+        return self._uploaded(stored, sha256, proof)
+
+    def _uploaded(self, stored: StoredArtifact, sha256: str, proof: Proof) -> Receipt:
         return Receipt(
-            self.item.key,
-            stored.uri,
-            stored.size,
-            digests["sha256"],
-            self._seconds(),
-            self.attempts,
-            "uploaded",
-            proof,
+            self.item.key, stored.uri, stored.size, sha256, self._seconds(), self.attempts, "uploaded", proof
         )
 
     def failed(self, error: StagesinkError) -> Receipt:
