@@ -91,9 +91,10 @@ def log_artifacts_safe(
         True when every file landed.
     """
     _warn("log_artifacts_safe", "ArtifactUploader().upload_checkpoint(folder, destination) or .add_files(folder)")
-    folder = os.path.join(local_dir, "") if _is_path(local_dir) else local_dir  # so that a file is none, and refused
     with _uploader(run_id, max_retries, base_delay, config_dir, sink) as uploader:
-        return uploader.add_files(folder, artifact_path or None)
+        if _is_path(local_dir) and os.path.isdir(local_dir):
+            return uploader.add_files(local_dir, artifact_path or None)
+        return uploader.upload_checkpoint(local_dir)  # no folder: it says what is wrong with it
 
 
 def upload_checkpoint_archive(
@@ -130,7 +131,8 @@ def upload_checkpoint_archive(
     """
     _warn("upload_checkpoint_archive", "ArtifactUploader().upload_checkpoint_archive(archive, manifest)")
     destination = artifact_path or _ARCHIVE
-    if _is_path(archive_path) and not destination.endswith(PurePath(archive_path).suffix):
+    given = _is_path(archive_path) and _is_path(destination)
+    if given and not os.fspath(destination).endswith(PurePath(archive_path).suffix):
         destination = _join(destination, archive_path)
     with _uploader(run_id, max_retries, base_delay, config_dir, sink) as uploader:
         return uploader.upload_checkpoint_archive(archive_path, manifest, destination)
