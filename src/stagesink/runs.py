@@ -59,23 +59,20 @@ def _mlflow_trouble() -> tuple[type[Exception], ...]:
     return (*known, own) if isinstance(own, type) and issubclass(own, Exception) else known
 
 
-def find_run(run_id: str | None = None, *, needs_server: bool, environ: Mapping[str, str] = os.environ) -> FoundRun:
+def named_run(run_id: str | None = None, *, environ: Mapping[str, str] = os.environ) -> FoundRun | None:
     """Find the run: argument, ``STAGESINK_RUN_ID``, active MLflow run, ``MLFLOW_RUN_ID``, ``AZUREML_RUN_ID``.
 
     Parameters
     ----------
     run_id : str, optional
         Named by the caller. Whether it is a valid one is :class:`~stagesink.artifacts.ArtifactKey`'s business.
-    needs_server : bool
-        The sink stores under runs that a tracking server knows, so none can be made up here. Otherwise, when there is
-        no run, one run id is made for this process: sortable by time, the same in all threads, inherited over fork.
     environ : mapping of str to str
         The environment. An empty variable counts as unset.
 
-    Raises
-    ------
-    RunNotFound
-        There is no run and the sink needs one.
+    Returns
+    -------
+    FoundRun or None
+        None when nothing names a run.
     """
     if run_id is not None:
         return FoundRun(run_id, "argument")
@@ -86,6 +83,28 @@ def find_run(run_id: str | None = None, *, needs_server: bool, environ: Mapping[
     for variable in ("MLFLOW_RUN_ID", "AZUREML_RUN_ID"):
         if named := environ.get(variable):
             return FoundRun(named, variable)
+    return None
+
+
+def find_run(run_id: str | None = None, *, needs_server: bool, environ: Mapping[str, str] = os.environ) -> FoundRun:
+    """Find the run as :func:`named_run` does, and make one up where nothing names it.
+
+    Parameters
+    ----------
+    run_id, environ
+        As :func:`named_run` takes them.
+    needs_server : bool
+        The sink stores under runs that a tracking server knows, so none can be made up here. Otherwise, when there is
+        no run, one run id is made for this process: sortable by time, the same in all threads, inherited over fork.
+
+    Raises
+    ------
+    RunNotFound
+        There is no run and the sink needs one.
+    """
+    found = named_run(run_id, environ=environ)
+    if found is not None:
+        return found
     if needs_server:
         raise RunNotFound(
             "There is no run to upload to.",

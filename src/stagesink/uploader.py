@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePath
@@ -20,7 +21,7 @@ from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, Transf
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
-from stagesink.runs import find_run
+from stagesink.runs import find_run, named_run
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.sinks.registry import scheme_of
@@ -137,10 +138,24 @@ class ArtifactUploader:
         """Let go of the connections of a sink that was opened here."""
         if "sink" in self.__dict__ and self.sink is not self._given_sink:
             sink = self.__dict__.pop("sink")
-            try:
+            with self.guard(f"{sink.uri} was not closed"):
                 sink.close()
-            except Exception as error:
-                self._failed(f"{sink.uri} was not closed", error)
+
+    @contextmanager
+    def guard(self, what: str) -> Iterator[None]:
+        """Treat an error in the block as that of an upload: log it and go on after the block, or let it through.
+
+        For what goes along with uploads and must not kill a training run either, as trackers do it.
+
+        Parameters
+        ----------
+        what : str
+            What did not happen then, as the start of the logged line.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._failed(what, error)
 
     # -- uploads -----------------------------------------------------------------------------------------------------
 
@@ -327,8 +342,20 @@ class ArtifactUploader:
     def run_id(self) -> str:
         """The run uploads belong to."""
         _check_type("run_id", self._given_run_id, (str, NoneType))
-        tracked = isinstance(self.sink, TrackedSink) and self.sink.tracks_runs
-        return find_run(self._given_run_id, needs_server=tracked).run_id
+        return find_run(self._given_run_id, needs_server=self.tracking_uri is not None).run_id
+
+    @property
+    def named_run_id(self) -> str | None:
+        """The run that is named here, by the environment or by an active MLflow run; None when there is none."""
+        _check_type("run_id", self._given_run_id, (str, NoneType))
+        found = named_run(self._given_run_id)
+        return None if found is None else found.run_id
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """Where the sink's runs are tracked; None for a sink whose runs are names alone. May hold a password."""
+        sink = self.sink
+        return sink.tracking_uri if isinstance(sink, TrackedSink) and sink.tracks_runs else None
 
     @property
     def options(self) -> TransferOptions:
