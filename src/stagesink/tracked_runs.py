@@ -35,10 +35,9 @@ _HINTS: dict[type[SinkError], str] = {
     RunNotFound: "Check the run id, and that the sink names the server it was made on.",
     SinkAuthError: "Check MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN, and what they may do on this server.",
     TransientSinkError: "Check that the server runs and that its address is right.",
-    SinkError: (
-        "A parameter keeps its first value, and a name has at most 250 letters, digits, '_', '-', '.', ' ', ':' or '/'."
-    ),
+    SinkError: "Check that this is the address of an MLflow server, with the prefix it is served under.",
 }
+_REFUSED = "A parameter keeps its first value, and a name has at most 250 letters, digits, '_', '-', '.', ' ' and '/'."
 _SILENT = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 _RUN_ID = "MLFLOW_RUN_ID"
 
@@ -84,7 +83,7 @@ def start_run(
         experiment_id = parent.info.experiment_id
     else:
         experiment_id = server.experiment_id(experiment)
-    wanted = {name: value[:_LONGEST_TAG] for name, value in (tags or {}).items()}
+    wanted = {name: str(value)[:_LONGEST_TAG] for name, value in (tags or {}).items()}
     if parent_run_id is not None:
         wanted[_PARENT_TAG] = parent_run_id
     with server.asked(f"No run could be started on {server.shown}"):
@@ -170,10 +169,11 @@ class TrackedRun:
                 numbers[name] = float(value)
             except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises RuntimeError, numpy TypeError
                 wrong.append(f"{name} ({type(value).__name__})")
-        self._server.log(self.run_id, "metrics", metrics=numbers, step=step or 0)
+        self._server.log(self.run_id, "metrics", metrics=numbers, step=int(step or 0))
         if wrong:
             raise ConfigError(
-                f"No number each: {', '.join(wrong)}.", hint="Metrics are numbers; log what is not as a parameter."
+                f"These metrics were not logged, since they are no numbers: {', '.join(wrong)}.",
+                hint="Log them as parameters, or leave them out.",
             )
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -228,12 +228,14 @@ class _Server:
         return self._address.shown
 
     @contextmanager
-    def asked(self, doing: str, *, missing: type[SinkError] = SinkError) -> Iterator[None]:
+    def asked(
+        self, doing: str, *, missing: type[SinkError] = SinkError, hints: Mapping[type[SinkError], str] = _HINTS
+    ) -> Iterator[None]:
         try:
             with translating(doing, missing=missing, secrets=self._secrets):
                 yield
         except SinkError as error:
-            error.hint = _HINTS.get(type(error), error.hint)
+            error.hint = hints.get(type(error), error.hint)
             raise
 
     def living_run(self, run_id: str) -> Any:
@@ -283,12 +285,13 @@ class _Server:
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
-        with self.asked(f"The {what} could not be logged to run {run_id}", missing=RunNotFound):
+        doing = f"The {what} could not be logged to run {run_id}"
+        with self.asked(doing, missing=RunNotFound, hints={**_HINTS, SinkError: _REFUSED}):
             self.client.log_batch(
                 run_id,
                 metrics=[Metric(name, value, now, step) for name, value in (metrics or {}).items()],
                 params=[Param(name, value) for name, value in (params or {}).items()],
-                tags=[RunTag(name, value[:_LONGEST_TAG]) for name, value in (tags or {}).items()],
+                tags=[RunTag(name, str(value)[:_LONGEST_TAG]) for name, value in (tags or {}).items()],
                 synchronous=True,  # so that what is returned holds
             )
 
