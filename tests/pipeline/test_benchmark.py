@@ -13,14 +13,15 @@ from stagesink.pipeline import data
 from stagesink.pipeline.benchmark import measure
 from stagesink.pipeline.conversion import convert
 from stagesink.pipeline.training import Settings, load_model, train
+from stagesink.trackers import MLflowBenchmarkTracker, MLflowConversionTracker, MLflowTrainingTracker
 
 
 def test_the_benchmark_measures_the_held_back_images_and_its_figures_land(tmp_path: Path) -> None:
     sink = f"file:{tmp_path / 'store'}"
-    training = train(Settings(epochs=5), tmp_path / "training", run_id="run", sink=sink)
-    conversion = convert(training.checkpoint_dir, tmp_path / "conversion", run_id="run", sink=sink)
+    training = train(Settings(epochs=5), tmp_path / "training", MLflowTrainingTracker("run", sink=sink))
+    conversion = convert(training.checkpoint_dir, tmp_path / "conversion", MLflowConversionTracker("run", sink=sink))
 
-    benchmark = measure(conversion.onnx_path, tmp_path / "benchmark", run_id="run", sink=sink)
+    benchmark = measure(conversion.onnx_path, tmp_path / "benchmark", MLflowBenchmarkTracker("run", sink=sink))
 
     figures = json.loads(benchmark.benchmark_json.read_text())
     held_back = data.load().held_back

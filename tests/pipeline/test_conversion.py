@@ -14,16 +14,19 @@ from stagesink.pipeline import data
 from stagesink.pipeline.benchmark import OnnxClassifier
 from stagesink.pipeline.conversion import Conversion, convert
 from stagesink.pipeline.training import Settings, Training, load_model, train
+from stagesink.trackers import MLflowConversionTracker, MLflowTrainingTracker
 
 
 @pytest.fixture
 def training(tmp_path: Path) -> Training:
-    return train(Settings(epochs=5), tmp_path / "training", run_id="run", sink=f"file:{tmp_path / 'store'}")
+    tracker = MLflowTrainingTracker("run", sink=f"file:{tmp_path / 'store'}")
+    return train(Settings(epochs=5), tmp_path / "training", tracker)
 
 
 @pytest.fixture
 def conversion(training: Training, tmp_path: Path) -> Conversion:
-    return convert(training.checkpoint_dir, tmp_path / "conversion", run_id="run", sink=f"file:{tmp_path / 'store'}")
+    tracker = MLflowConversionTracker("run", sink=f"file:{tmp_path / 'store'}")
+    return convert(training.checkpoint_dir, tmp_path / "conversion", tracker)
 
 
 def test_the_onnx_model_predicts_what_the_trained_one_predicts(training: Training, conversion: Conversion) -> None:

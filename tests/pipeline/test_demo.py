@@ -22,7 +22,8 @@ from rich.console import Console
 from stagesink.errors import MissingExtra, RestoreError, VerificationError
 from stagesink.pipeline import demo
 from stagesink.pipeline.demo import DemoFailed, run_demo
-from stagesink.pipeline.report import DemoReport, Step, print_report, print_step
+from stagesink.pipeline.report import DemoReport, StageRun, Step, print_report, print_step
+from stagesink.trackers import MLflowConversionTracker
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,11 @@ def test_all_predictions_on_held_back_images_agree(report: DemoReport) -> None:
 
 
 def test_the_report_is_plain_data(report: DemoReport) -> None:
-    assert json.loads(json.dumps(dataclasses.asdict(report)))["run_id"] == "run"
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["runs"][0] == {
+        "stage": "hpo",
+        "run_id": "run",
+        "url": None,
+    }
 
 
 def test_every_step_is_told_in_order(report: DemoReport) -> None:
@@ -128,9 +133,8 @@ def test_a_store_that_holds_other_bytes_ends_the_demo(report: DemoReport, folder
 def test_a_restored_model_that_predicts_otherwise_ends_the_demo(folder: Path, report: DemoReport) -> None:
     from stagesink.pipeline.conversion import convert
 
-    other = convert(
-        folder / "work" / "hpo" / "trial-0" / "checkpoint", folder / "other", run_id="other", sink="memory:other"
-    )
+    tracker = MLflowConversionTracker("other", sink="memory:other")
+    other = convert(folder / "work" / "hpo" / "trial-0" / "checkpoint", folder / "other", tracker)
     with pytest.raises(DemoFailed, match="of 360 held-back images"):
         demo._compare(folder / "work" / "training" / "checkpoint", other.onnx_path)
 
@@ -139,7 +143,7 @@ def test_a_missing_stage_ends_the_demo(report: DemoReport, folder: Path) -> None
     from stagesink import open_sink
 
     with pytest.raises(DemoFailed, match="benchmark, conversion, hpo, training"):
-        demo._list(open_sink(f"file:{folder / 'store'}"), "no-such-run")
+        demo._list(open_sink(f"file:{folder / 'store'}"), [StageRun("hpo", "no-such-run", None)])
 
 
 def test_a_work_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import optuna
 
 from stagesink.pipeline import sweep
 from stagesink.pipeline.training import Settings
+from stagesink.trackers import MLflowSweepTracker
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> sweep.Sweep:
-    return sweep.search(2, folder / "sweep", run_id="run", sink=f"file:{folder / 'store'}")
+    return sweep.search(2, folder / "sweep", MLflowSweepTracker("run", sink=f"file:{folder / 'store'}"))
 
 
 def test_the_best_trial_is_the_one_with_the_highest_accuracy(found: sweep.Sweep) -> None:
@@ -59,6 +60,6 @@ def test_each_trial_says_in_its_log_that_it_skipped_its_upload(found: sweep.Swee
 def test_a_trial_that_fails_is_an_error_that_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sweep.SPACE, "learning_rate", optuna.distributions.FloatDistribution(-1.0, -0.5))
     with pytest.raises(sweep.TrialFailed, match=r"trial-0 ended with exit code 1.*trial\.log"):
-        sweep.search(1, tmp_path / "sweep", run_id="run", sink=f"file:{tmp_path / 'store'}")
+        sweep.search(1, tmp_path / "sweep", MLflowSweepTracker("run", sink=f"file:{tmp_path / 'store'}"))
     assert "learning_rate" in (tmp_path / "sweep" / "trial-0" / "trial.log").read_text()
     assert not (tmp_path / "store").exists()

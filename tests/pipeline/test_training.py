@@ -11,6 +11,7 @@ import numpy as np
 
 from stagesink.pipeline import data
 from stagesink.pipeline.training import Settings, load_model, train
+from stagesink.trackers import MLflowTrainingTracker
 
 QUICK = Settings(hidden_units=16, epochs=3)
 
@@ -21,7 +22,7 @@ def sink(tmp_path: Path) -> str:
 
 
 def test_a_training_writes_checkpoint_folder_and_metrics(tmp_path: Path, sink: str) -> None:
-    training = train(QUICK, tmp_path / "out", run_id="run", sink=sink)
+    training = train(QUICK, tmp_path / "out", MLflowTrainingTracker("run", sink=sink))
     assert sorted(path.name for path in training.checkpoint_dir.iterdir()) == [
         "config.json",
         "model.joblib",
@@ -33,7 +34,7 @@ def test_a_training_writes_checkpoint_folder_and_metrics(tmp_path: Path, sink: s
 
 
 def test_both_results_of_a_training_land_byte_for_byte(tmp_path: Path, sink: str) -> None:
-    training = train(QUICK, tmp_path / "out", run_id="run", sink=sink)
+    training = train(QUICK, tmp_path / "out", MLflowTrainingTracker("run", sink=sink))
     assert training.landed == {"checkpoint": True, "metrics_json": True}
     landed = tmp_path / "store" / "run"
     assert (landed / "metrics.json").read_bytes() == training.metrics_json.read_bytes()
@@ -42,8 +43,8 @@ def test_both_results_of_a_training_land_byte_for_byte(tmp_path: Path, sink: str
 
 
 def test_the_same_settings_train_the_same_model(tmp_path: Path, sink: str) -> None:
-    once = train(QUICK, tmp_path / "once", run_id="once", sink=sink)
-    again = train(QUICK, tmp_path / "again", run_id="again", sink=sink)
+    once = train(QUICK, tmp_path / "once", MLflowTrainingTracker("once", sink=sink))
+    again = train(QUICK, tmp_path / "again", MLflowTrainingTracker("again", sink=sink))
     for left, right in zip(
         load_model(once.checkpoint_dir).coefs_, load_model(again.checkpoint_dir).coefs_, strict=True
     ):
@@ -51,7 +52,7 @@ def test_the_same_settings_train_the_same_model(tmp_path: Path, sink: str) -> No
 
 
 def test_the_default_settings_learn_the_digits(tmp_path: Path, sink: str) -> None:
-    training = train(Settings(), tmp_path / "out", run_id="run", sink=sink)
+    training = train(Settings(), tmp_path / "out", MLflowTrainingTracker("run", sink=sink))
     model, held_back = load_model(training.checkpoint_dir), data.load().held_back
     assert training.accuracy > 0.9
     assert model.score(held_back.images, held_back.labels) > 0.9

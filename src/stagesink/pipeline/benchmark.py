@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from stagesink import ArtifactSink, upload_benchmark_artifacts
 from stagesink.pipeline import data
+from stagesink.trackers import MLflowBenchmarkTracker
 
 RUNS = 500
 """Single images that are timed."""
@@ -47,17 +47,15 @@ class OnnxClassifier:
         return np.asarray(labels, dtype=np.int64)
 
 
-def measure(
-    onnx_path: Path, out_dir: Path, *, run_id: str | None = None, sink: str | ArtifactSink | None = None
-) -> Benchmark:
-    """Write accuracy and latency into ``out_dir / "benchmark.json"`` and upload it.
+def measure(onnx_path: Path, out_dir: Path, tracker: MLflowBenchmarkTracker) -> Benchmark:
+    """Write accuracy and latency into ``out_dir / "benchmark.json"`` and hand them to the tracker.
 
     Parameters
     ----------
     onnx_path : Path
     out_dir : Path
-    run_id, sink : optional
-        Whom to upload for and where to; stagesink finds both itself when they are not given.
+    tracker : MLflowBenchmarkTracker
+        Of the run, which is open.
     """
     out_dir.mkdir(parents=True)
     model = OnnxClassifier(onnx_path)
@@ -74,7 +72,9 @@ def measure(
     benchmark_json = out_dir / "benchmark.json"
     benchmark_json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
-    landed = upload_benchmark_artifacts(benchmark_json, run_id=run_id, sink=sink)
+    landed = tracker.log_benchmark_results(
+        benchmark_json, {"accuracy": accuracy, "latency_ms_p50": p50, "latency_ms_p95": p95}
+    )
     return Benchmark(benchmark_json, accuracy, p50, landed)
 
 

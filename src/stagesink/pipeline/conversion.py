@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import skl2onnx
 
-from stagesink import ArtifactSink, upload_conversion_artifacts
 from stagesink.pipeline.training import load_model
+from stagesink.trackers import MLflowConversionTracker
 
 OPSET = 17
 
@@ -23,18 +23,16 @@ class Conversion:
     landed: bool
 
 
-def convert(
-    checkpoint_dir: Path, out_dir: Path, *, run_id: str | None = None, sink: str | ArtifactSink | None = None
-) -> Conversion:
-    """Write ``model.onnx`` and ``conversion.log`` into ``out_dir`` and upload both.
+def convert(checkpoint_dir: Path, out_dir: Path, tracker: MLflowConversionTracker) -> Conversion:
+    """Write ``model.onnx`` and ``conversion.log`` into ``out_dir`` and hand both to the tracker.
 
     Parameters
     ----------
     checkpoint_dir : Path
         As :func:`stagesink.pipeline.training.train` writes it.
     out_dir : Path
-    run_id, sink : optional
-        Whom to upload for and where to; stagesink finds both itself when they are not given.
+    tracker : MLflowConversionTracker
+        Of the run, which is open.
     """
     out_dir.mkdir(parents=True)
     model = load_model(checkpoint_dir)
@@ -51,5 +49,6 @@ def convert(
         encoding="utf-8",
     )
 
-    landed = upload_conversion_artifacts(onnx_path, run_id=run_id, sink=sink, conversion_log_path=log_path)
+    tracker.log_params({"opset": OPSET, "skl2onnx": skl2onnx.__version__})
+    landed = tracker.log_conversion_results(onnx_path, log_path, metrics={"onnx_bytes": onnx_path.stat().st_size})
     return Conversion(onnx_path, log_path, landed)

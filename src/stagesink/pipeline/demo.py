@@ -1,4 +1,7 @@
-"""All four stages; then what they uploaded is listed, verified and restored, and the restored model is asked."""
+"""All four stages; then what they uploaded is listed, verified and restored, and the restored model is asked.
+
+Where the sink tracks runs each stage has its own, unless one is named; elsewhere all four share one.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,14 @@ from stagesink import (
     verify,
 )
 from stagesink.errors import MissingExtra, RestoreError, VerificationError
-from stagesink.pipeline.report import DemoReport, Landed, Step
+from stagesink.pipeline.report import DemoReport, Landed, StageRun, Step
+from stagesink.trackers import (
+    MLflowBenchmarkTracker,
+    MLflowConversionTracker,
+    MLflowSweepTracker,
+    MLflowTrainingTracker,
+)
+from stagesink.trackers.base import StageTracker
 
 STAGES = ("hpo", "training", "conversion", "benchmark")
 PACKAGES = ("numpy", "sklearn", "optuna", "onnx", "skl2onnx", "onnxruntime")
@@ -47,7 +57,8 @@ def run_demo(
     workdir : Path, optional
         Empty folder for what the stages write and for what is restored. By default a new temporary one, which is kept.
     run_id : str, optional
-        The run to upload for; found as every upload finds it by default.
+        The run of all four stages. By default one is found as every upload finds it, and when nothing names one, a sink
+        that tracks runs gets one for each stage, and a nested one for each trial.
     n_trials : int
         Trials of the sweep, two at a time, each a process of a few seconds.
     on_step : callable
@@ -58,7 +69,8 @@ def run_demo(
     MissingExtra
         The extra ``demo`` is not installed.
     DemoFailed
-        An upload was refused or failed (the log says why), or the restored model is not the trained one.
+        A run could not be opened, an upload was refused or failed (the log says why), or the restored model is not the
+        trained one.
     TrialFailed
         A trial's process ended with an error.
     VerificationError
@@ -70,12 +82,13 @@ def run_demo(
     steps = _Steps(on_step)
     folder = _fresh_folder(workdir)
     with ArtifactUploader(run_id, sink=sink) as uploader:
-        run_id, store = uploader.run_id, uploader.sink
+        store = uploader.sink
+        steps.done("start", f"artifacts go to {store.uri}")
         seconds_before = _upload_seconds(store.uri)
-        checkpoint_dir = _run_stages(folder, run_id, store, n_trials, steps)
+        checkpoint_dir, runs = _run_stages(folder, run_id, store, n_trials, steps)
         seconds_after = _upload_seconds(store.uri)
 
-        manifests = _list(store, run_id)
+        manifests = _list(store, runs)
         steps.done("listed", f"{len(manifests)} artifacts, each with its manifest")
         objects = _verify(store, manifests)
         steps.done("verified", f"{objects} objects read back, each has the sha256 of its manifest")
@@ -88,7 +101,7 @@ def run_demo(
         )
 
         return DemoReport(
-            run_id=run_id,
+            runs=runs,
             sink=store.uri,
             workdir=str(folder),
             restored=str(restored),
@@ -100,30 +113,51 @@ def run_demo(
         )
 
 
-def _run_stages(folder: Path, run_id: str, sink: ArtifactSink, n_trials: int, steps: _Steps) -> Path:
-    """Run all four and return the checkpoint folder of the final training."""
+def _run_stages(
+    folder: Path, run_id: str | None, sink: ArtifactSink, n_trials: int, steps: _Steps
+) -> tuple[Path, list[StageRun]]:
+    """Run all four; return the checkpoint folder of the final training, and each stage's run."""
     from stagesink.pipeline import benchmark, conversion, sweep, training
 
-    steps.done("start", f"run {run_id} in {sink.uri}")
-
-    found = sweep.search(n_trials, folder / "hpo", run_id=run_id, sink=sink)
+    runs: list[StageRun] = []
+    with MLflowSweepTracker(run_id, sink=sink, run_name="demo search") as tracker:
+        sweep_run = _noted(tracker, runs)
+        found = sweep.search(n_trials, folder / "hpo", tracker)
     _must_have_landed("hpo", found.landed)
     best = found.accuracies[found.best_trial]
     steps.done("hpo", f"{n_trials} trials, each in its own process; trial {found.best_trial} is best: {best:.1%}")
 
     settings = replace(found.best, epochs=2 * found.best.epochs)
-    trained = training.train(settings, folder / "training", run_id=run_id, sink=sink)
+    with MLflowTrainingTracker(run_id, sink=sink, run_name="demo training", sweep_run_id=sweep_run) as tracker:
+        training_run = _noted(tracker, runs)
+        trained = training.train(settings, folder / "training", tracker)
     _must_have_landed("training", all(trained.landed.values()))
     steps.done("training", f"its settings, {settings.epochs} epochs: {trained.accuracy:.1%} on the validation images")
 
-    converted = conversion.convert(trained.checkpoint_dir, folder / "conversion", run_id=run_id, sink=sink)
+    with MLflowConversionTracker(
+        run_id, sink=sink, run_name="demo conversion", training_run_id=training_run
+    ) as tracker:
+        conversion_run = _noted(tracker, runs)
+        converted = conversion.convert(trained.checkpoint_dir, folder / "conversion", tracker)
     _must_have_landed("conversion", converted.landed)
     steps.done("conversion", f"to ONNX, {converted.onnx_path.stat().st_size / 1e3:.1f} kB")
 
-    measured = benchmark.measure(converted.onnx_path, folder / "benchmark", run_id=run_id, sink=sink)
+    with MLflowBenchmarkTracker(
+        run_id, sink=sink, run_name="demo benchmark", training_run_id=training_run, conversion_run_id=conversion_run
+    ) as tracker:
+        _noted(tracker, runs)
+        measured = benchmark.measure(converted.onnx_path, folder / "benchmark", tracker)
     _must_have_landed("benchmark", all(measured.landed.values()))
     steps.done("benchmark", f"{measured.accuracy:.1%} on held-back images, {measured.latency_ms * 1e3:.0f} µs for one")
-    return trained.checkpoint_dir
+    return trained.checkpoint_dir, runs
+
+
+def _noted(tracker: StageTracker, runs: list[StageRun]) -> str:
+    """Add the tracker's run to ``runs`` and return its id."""
+    if tracker.run_id is None:
+        raise DemoFailed(f"The stage {tracker.stage} has no run.", hint="The line logged above says why.")
+    runs.append(StageRun(tracker.stage, tracker.run_id, tracker.run_url))
+    return tracker.run_id
 
 
 def _must_have_landed(stage: str, landed: bool) -> None:
@@ -131,9 +165,11 @@ def _must_have_landed(stage: str, landed: bool) -> None:
         raise DemoFailed(f"The stage {stage} did not land all that it made.", hint="The line logged above says why.")
 
 
-def _list(sink: ArtifactSink, run_id: str) -> list[Manifest]:
+def _list(sink: ArtifactSink, runs: Sequence[StageRun]) -> list[Manifest]:
     """Return what the four stages committed, in their order."""
-    found = [manifest for manifest in list_committed(sink, run_id) if _stage(manifest) in STAGES]
+    run_ids = dict.fromkeys(run.run_id for run in runs)
+    committed = [manifest for run_id in run_ids for manifest in list_committed(sink, run_id)]
+    found = [manifest for manifest in committed if _stage(manifest) in STAGES]
     missing = set(STAGES) - {_stage(manifest) for manifest in found}
     if missing:
         raise DemoFailed(f"{sink.uri} lists nothing of: {', '.join(sorted(missing))}.", hint="The store lost it.")

@@ -23,6 +23,15 @@ class Step:
 
 
 @dataclass(frozen=True)
+class StageRun:
+    """The run a stage belongs to, and where a browser shows it, if a server does."""
+
+    stage: str
+    run_id: str
+    url: str | None
+
+
+@dataclass(frozen=True)
 class Landed:
     """One artifact as it lies in the sink.
 
@@ -52,7 +61,9 @@ class DemoReport:
 
     Parameters
     ----------
-    run_id, sink : str
+    runs : sequence of StageRun
+        By stage. All are the same one, unless the sink tracks runs.
+    sink : str
     workdir, restored : str
         Folder the stages worked in, and the one everything was restored into.
     steps : sequence of Step
@@ -66,7 +77,7 @@ class DemoReport:
         All of it, the imports included.
     """
 
-    run_id: str
+    runs: Sequence[StageRun]
     sink: str
     workdir: str
     restored: str
@@ -87,11 +98,12 @@ def print_step(step: Step, console: Console) -> None:
 
 def print_report(report: DemoReport, console: Console) -> None:
     """Print the table, where everything is, and what to try next."""
-    run = f"--sink {shlex.quote(report.sink)} --run-id {shlex.quote(report.run_id)}"
+    trained = next(each.run_id for each in report.runs if each.stage == "training")
+    run = f"--sink {shlex.quote(report.sink)} --run-id {shlex.quote(trained)}"
     lines = (
         "",
         f"The restored ONNX model gives the trained one's answer on all {report.predictions} held-back images.",
-        f"Everything is in {report.sink}, run {report.run_id}.",
+        *_where(report),
         f"Restored into {report.restored}",
         "",
         "Next:",
@@ -103,6 +115,15 @@ def print_report(report: DemoReport, console: Console) -> None:
     for line in lines:
         # Unwrapped and uninterpreted: these are for copying, and a '[' in a path is no markup.
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _where(report: DemoReport) -> list[str]:
+    pages = {each.run_id: each.url for each in report.runs}
+    if len(pages) == 1:
+        ((run_id, url),) = pages.items()
+        return [f"Everything is in {report.sink}, run {run_id}.", *([f"  {url}"] if url else [])]
+    lines = [f"  {each.stage:<10}  {each.url or each.run_id}" for each in report.runs]
+    return [f"Everything is in {report.sink}, a run for each stage:", *lines]
 
 
 def _table(report: DemoReport) -> Table:

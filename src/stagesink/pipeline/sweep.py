@@ -13,10 +13,10 @@ from typing import Any
 
 import optuna
 
-from stagesink import ArtifactSink, upload_hpo_artifacts
 from stagesink.errors import StagesinkError
 from stagesink.pipeline.data import SEED
 from stagesink.pipeline.training import Settings
+from stagesink.trackers import MLflowSweepTracker
 
 AT_ONCE = 2
 """Trials that run side by side."""
@@ -42,16 +42,16 @@ class Sweep:
     landed: bool
 
 
-def search(n_trials: int, out_dir: Path, *, run_id: str | None = None, sink: str | ArtifactSink | None = None) -> Sweep:
-    """Try ``n_trials`` settings and upload the best trial's checkpoint as one archive.
+def search(n_trials: int, out_dir: Path, tracker: MLflowSweepTracker) -> Sweep:
+    """Try ``n_trials`` settings and hand the best trial's checkpoint to the tracker.
 
     Parameters
     ----------
     n_trials : int
     out_dir : Path
         Gets one folder per trial.
-    run_id, sink : optional
-        Whom to upload for and where to; stagesink finds both itself when they are not given.
+    tracker : MLflowSweepTracker
+        Of the run, which is open.
 
     Raises
     ------
@@ -64,18 +64,27 @@ def search(n_trials: int, out_dir: Path, *, run_id: str | None = None, sink: str
         # In rounds, so that what the sampler knows when it is asked does not hang on which process is the faster one.
         for first in range(0, n_trials, AT_ONCE):
             trials = [study.ask(SPACE) for _ in range(min(AT_ONCE, n_trials - first))]
-            folders = [out_dir / f"trial-{trial.number}" for trial in trials]
-            accuracies = pool.map(_run_trial, [Settings(**trial.params) for trial in trials], folders)
+            accuracies = pool.map(lambda trial: _try(trial.number, trial.params, out_dir, tracker), trials)
             for trial, accuracy in zip(trials, accuracies, strict=True):
                 study.tell(trial, accuracy)
 
     best = study.best_trial
-    checkpoint_dir = out_dir / f"trial-{best.number}" / "checkpoint"
-    landed = upload_hpo_artifacts(checkpoint_dir, best.number, run_id=run_id, sink=sink)
+    tracker.log_params({"trials": n_trials, **{f"best_{name}": value for name, value in best.params.items()}})
+    tracker.log_metrics({"best_validation_accuracy": _value(best)})
+    landed = tracker.log_best_checkpoint(study, out_dir)
     return Sweep(Settings(**best.params), best.number, [_value(trial) for trial in study.trials], landed)
 
 
-def _run_trial(settings: Settings, folder: Path) -> float:
+def _try(number: int, params: dict[str, Any], out_dir: Path, tracker: MLflowSweepTracker) -> float:
+    """Give a trial its run, and return its accuracy."""
+    with tracker.trial(number) as trial:
+        trial.log_params(params)
+        accuracy = _run_process(Settings(**params), out_dir / f"trial-{number}", trial.environment)
+        trial.log_metrics({"validation_accuracy": accuracy})
+        return accuracy
+
+
+def _run_process(settings: Settings, folder: Path, environment: dict[str, str]) -> float:
     """Train in a process of its own and return the accuracy that it wrote into its metrics.json."""
     folder.mkdir(parents=True)
     log_path = folder / "trial.log"
@@ -83,7 +92,7 @@ def _run_trial(settings: Settings, folder: Path) -> float:
     with log_path.open("wb") as log:
         done = subprocess.run(
             command,
-            env={**os.environ, "MLFLOW_SKIP_ARTIFACT_LOGGING": "true"},
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

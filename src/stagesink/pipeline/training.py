@@ -12,8 +12,8 @@ import joblib
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from stagesink import ArtifactSink, upload_training_artifacts
 from stagesink.pipeline import data
+from stagesink.trackers import MLflowTrainingTracker
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,28 @@ class Training:
     landed: dict[str, bool]
 
 
-def train(
-    settings: Settings, out_dir: Path, *, run_id: str | None = None, sink: str | ArtifactSink | None = None
-) -> Training:
-    """Train with ``settings`` and upload the result.
+def train(settings: Settings, out_dir: Path, tracker: MLflowTrainingTracker) -> Training:
+    """Train with ``settings`` and hand the result to the tracker.
 
     Parameters
     ----------
     settings : Settings
     out_dir : Path
         Gets ``checkpoint/`` and ``metrics.json``.
-    run_id, sink : optional
-        Whom to upload for and where to; stagesink finds both itself when they are not given.
+    tracker : MLflowTrainingTracker
+        Of the run, which is open.
     """
     checkpoint_dir = out_dir / "checkpoint"
     checkpoint_dir.mkdir(parents=True)
     started = time.perf_counter()
-    model, accuracy = _fit(settings, checkpoint_dir / "training.log")
+    tracker.log_params(asdict(settings))
+    model, accuracy = _fit(settings, checkpoint_dir / "training.log", tracker)
     joblib.dump(model, checkpoint_dir / "model.joblib")
     _write_json(checkpoint_dir / "config.json", asdict(settings))
     metrics_json = out_dir / "metrics.json"
     _write_json(metrics_json, {"validation_accuracy": accuracy, "loss": model.loss_, "seconds": _since(started)})
 
-    landed = upload_training_artifacts(checkpoint_dir, metrics_json, run_id=run_id, sink=sink)
+    landed = tracker.log_training_artifacts(checkpoint_dir, metrics_json)
     return Training(checkpoint_dir, metrics_json, accuracy, landed)
 
 
@@ -67,7 +66,7 @@ def load_model(checkpoint_dir: Path) -> Any:
     return joblib.load(checkpoint_dir / "model.joblib")
 
 
-def _fit(settings: Settings, log_path: Path) -> tuple[Any, float]:
+def _fit(settings: Settings, log_path: Path, tracker: MLflowTrainingTracker) -> tuple[Any, float]:
     digits = data.load()
     model = MLPClassifier(
         hidden_layer_sizes=(settings.hidden_units,),
@@ -83,6 +82,7 @@ def _fit(settings: Settings, log_path: Path) -> tuple[Any, float]:
             model.partial_fit(digits.train.images, digits.train.labels, classes=range(10))
             accuracy = float(model.score(digits.validation.images, digits.validation.labels))
             log.write(f"epoch {epoch:3d}  loss {model.loss_:.4f}  validation accuracy {accuracy:.4f}\n")
+            tracker.log_metrics({"loss": model.loss_, "validation_accuracy": accuracy}, step=epoch)
     return model, accuracy
 
 

@@ -2,7 +2,7 @@
 
     MLFLOW_SKIP_ARTIFACT_LOGGING=true python -m stagesink.pipeline.trial OUT_DIR '{"hidden_units": 32}'
 
-It calls ``upload_training_artifacts`` like any training; the variable, which the sweep sets, makes that skip.
+It hands over its artifacts like any training; the variable, which the sweep sets, makes that skip.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import sys
 from pathlib import Path
 
 from stagesink.pipeline.training import Settings, train
+from stagesink.trackers import MLflowTrainingTracker
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    train(Settings(**json.loads(sys.argv[2])), Path(sys.argv[1]))
+    # With the sink left out it would join the trial's run, which MLFLOW_RUN_ID names, and log each epoch there. The
+    # sweep logs what counts, and importing mlflow takes as long as this whole training.
+    with MLflowTrainingTracker(sink="memory:") as tracker:
+        train(Settings(**json.loads(sys.argv[2])), Path(sys.argv[1]), tracker)
