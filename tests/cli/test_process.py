@@ -61,12 +61,12 @@ def test_help_shows_every_command_and_imports_nothing_heavy():
         "print(sorted({'fsspec', 'pydantic', 'yaml', 'tenacity', 'sqlite3', 'stagesink.transfer'} & set(sys.modules)))"
     )
     shown = _run("--help", code=code).stdout
-    for name in ("upload", "ls", "verify", "restore", "config", "doctor", "demo", "--install-completion"):
+    for name in ("upload", "ls", "verify", "restore", "config", "doctor", "migrate", "demo", "--install-completion"):
         assert name in shown
     assert shown.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", ["upload", "ls", "verify", "restore", "config", "doctor", "demo"])
+@pytest.mark.parametrize("name", ["upload", "ls", "verify", "restore", "config", "doctor", "migrate", "demo"])
 def test_each_command_has_help_with_examples(run, name):
     answer = run(name, "--help")
     assert answer.code == 0

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stagesink._version import __version__
-from stagesink.cli import demo, doctor, inspect, restore, settings, upload
+from stagesink.cli import demo, doctor, inspect, migrate, restore, settings, upload
 from stagesink.cli.errors import Commands
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("restore", restore.restore, restore.EPILOG),
     ("config", settings.config, settings.EPILOG),
     ("doctor", doctor.doctor, doctor.EPILOG),
+    ("migrate", migrate.migrate, migrate.EPILOG),
     ("demo", demo.demo, demo.EPILOG),
 )
 for _name, _command, _epilog in _COMMANDS:
