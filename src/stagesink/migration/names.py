@@ -243,14 +243,14 @@ class Names:
         return f"{star}.{name}" if star is not None else f"?{name}"
 
     def _attribute(self, node: ast.Attribute, scope: Scope) -> Value:
+        if isinstance(node.value, (ast.Name, ast.Attribute)):
+            dotted = ast.unparse(node)
+            if any(dotted in each.names for each in _outwards(scope)):
+                return self._look_up(dotted, scope)
         owner = self._value(node.value, scope)
-        if isinstance(owner, str):
-            return f"{owner}.{node.attr}"
         if isinstance(owner, (Class, Instance)):
             return self._member(owner, node.attr, set())
-        dotted = ast.unparse(node) if isinstance(node.value, (ast.Name, ast.Attribute)) else ""
-        bound = dotted and any(dotted in each.names for each in _outwards(scope))
-        return self._look_up(dotted, scope) if bound else None
+        return f"{owner}.{node.attr}" if isinstance(owner, str) else None
 
     def _member(self, owner: Class | Instance, name: str, seen: set[Scope]) -> Value:
         seen.add(owner.scope)
