@@ -6,6 +6,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from mlflow_servers import AUTH_CONFIG, MlflowServer, launcher, s3_environment, workers
 from servers import FtpServer, S3Server, ftp_server, installed, moto_server, shared
 
 # No deadline: a test must not fail because the machine is busy.
@@ -38,3 +39,35 @@ def bucket(moto: S3Server) -> str:
 def ftp(request: pytest.FixtureRequest) -> FtpServer:
     installed("pyftpdlib")
     return shared(request, "ftp", ftp_server)
+
+
+@pytest.fixture(scope="session")
+def mlflow_moto(request: pytest.FixtureRequest) -> S3Server:
+    """S3 for MLflow servers, and for clients that go to it directly; it has the bucket ``mlflow``."""
+    port, _ = launcher(request).ask("moto")
+    moto = S3Server(port)
+    moto.boto3().create_bucket(Bucket="mlflow")
+    return moto
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(request: pytest.FixtureRequest, mlflow_moto: S3Server) -> MlflowServer:
+    """A server that proxies into a folder. Runs of an experiment with a location of its own are reached directly."""
+    keeps = ("--artifacts-destination", "artifacts")
+    return MlflowServer(*launcher(request).ask("folder", *workers(), *keeps, **s3_environment(mlflow_moto)))
+
+
+@pytest.fixture(scope="session")
+def mlflow_s3_server(request: pytest.FixtureRequest, mlflow_moto: S3Server) -> MlflowServer:
+    """A server that proxies into S3."""
+    keeps = ("--artifacts-destination", "s3://mlflow/proxied")
+    return MlflowServer(*launcher(request).ask("s3", *workers(), *keeps, **s3_environment(mlflow_moto)))
+
+
+@pytest.fixture(scope="session")
+def mlflow_auth_server(request: pytest.FixtureRequest) -> MlflowServer:
+    """A server that asks for user and password; the user ``admin`` may do anything, others read."""
+    installed("flask_wtf")
+    keeps = ("--artifacts-destination", "artifacts", "--app-name", "basic-auth")
+    port, folder = launcher(request).ask("auth", *workers(), *keeps, MLFLOW_AUTH_CONFIG_PATH=str(AUTH_CONFIG))
+    return MlflowServer(port, folder, "admin", "basic-auth-password")
