@@ -8,18 +8,21 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
 
 from stagesink.cli.app import app
+from stagesink.migration.findings import Rule
+from stagesink.migration.rules import find
 from stagesink.sinks import ArtifactSink
 from stagesink.testing import SinkConformance
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SINK_GUIDE = ROOT / "docs" / "writing-a-sink.md"
+MIGRATION = ROOT / "docs" / "migration.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -27,6 +30,11 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 def _python(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def _old_python(page: Path) -> list[str]:
+    """What a reader is told to replace; it is not meant to run."""
+    return re.findall(r"^```py\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def _block(page: Path, word: str) -> str:
@@ -52,6 +60,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("out/checkpoint/model.bin", "out/metrics.json", "out/model.onnx", "out/benchmark.json"):
         _write(tmp_path / name)
     _write(tmp_path / "out/report.html")
+    _write(tmp_path / "out/plots/loss.svg")
     _write(tmp_path / "trials/7/checkpoint/model.bin")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STAGESINK_RUN_ID", "run-42")
@@ -123,6 +132,32 @@ def test_the_guide_to_sinks_shows_a_whole_sink_and_exempts_what_there_is(tmp_pat
     suite = names["TestShelfSink"]  # an exemption of what does not exist would have been refused
     assert issubclass(suite, SinkConformance)
     assert suite.exemptions
+
+
+def test_the_guide_to_migration_lands_where_it_says(store: Path) -> None:
+    for block in _python(MIGRATION):
+        assert all(all(a.values()) if isinstance(a, dict) else a for a in _run(block) if a is not None)
+    assert _landed(store) == {
+        "checkpoint/model.bin",
+        "metrics.json",
+        "onnx_model/model.onnx",
+        "benchmark_results.json",
+        "best_trial_checkpoint.tar.gz",
+        "plots/loss.svg",
+        "reports/report.html",
+    }
+
+
+def test_what_the_guide_replaces_is_found_and_what_it_writes_is_not() -> None:
+    for block in _old_python(MIGRATION)[1:]:  # the first is an import alone
+        assert find(f"import mlflow, os\nfrom mlflow import MlflowClient\n{block}", "old.py") != []
+    for block in _python(MIGRATION):
+        assert find(block, "new.py") == []
+
+
+def test_the_guide_names_every_rule() -> None:
+    named = set(re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| `.*", MIGRATION.read_text("utf-8"), re.MULTILINE))))
+    assert named >= set(get_args(Rule))
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_what_cannot_be_parsed_is_a_finding_and_2(run, others):
     assert "1 not readable" in answer.err
 
 
-@pytest.mark.parametrize("arguments", [[], ["no-such"], ["--nope", "."]])
+@pytest.mark.parametrize("arguments", [[], ["no-such"], [".", ""], ["--nope", "."]])
 def test_wrong_usage_is_2(run, arguments):
     answer = run("migrate", *arguments, "--json")
     assert answer.code == 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,11 +23,10 @@ UNREADABLE = 2
 
 def migrate(
     paths: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="PATH",
             help="Files, and folders with all modules and notebooks below them.",
-            exists=True,
             show_default=False,
         ),
     ],
@@ -43,6 +42,9 @@ def migrate(
     """
     from stagesink.migration import look_through
 
+    for path in paths:
+        if not os.path.exists(path):
+            raise typer.BadParameter(f"{path!r} does not exist; name files or folders with code.")
     out = Output(as_json, quiet, verbose)
     report = look_through(paths)
     document = {"files": report.files, "findings": [asdict(finding) for finding in report.findings]}
