@@ -11,6 +11,7 @@ the servers and this process end.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -93,7 +94,8 @@ class Servers:
         if name not in self._ports:
             folder.mkdir()
             database, port = folder / "runs.sqlite", _free_port()
-            _import(name)
+            for module in ["moto.server"] if name == "moto" else ["mlflow.cli", "mlflow.server"]:
+                importlib.import_module(module)  # here, so that the forks need not
             if self._migrated.exists():
                 shutil.copy(self._migrated, database)  # migrating an empty one takes more than a second
             process = os.fork()
@@ -106,15 +108,6 @@ class Servers:
                 shutil.copy(database, self._migrated)
             self._ports[name] = port
         return {"port": self._ports[name], "folder": str(folder)}
-
-
-def _import(name: str) -> None:
-    """Import what the fork needs."""
-    if name == "moto":
-        import moto.server
-    else:
-        import mlflow.cli
-        import mlflow.server  # noqa: F401
 
 
 def _run(name: str, folder: Path, options: list[str], port: int) -> NoReturn:
