@@ -189,7 +189,9 @@ _BOTH_WAYS = """
     answers = []
     for calls in json.loads(sys.argv[1]):
         answers.append([])
-        for functions, options in ((Old(client), {}), (deprecated, {"sink": "file:store"}), (deprecated, {})):
+        ways = [(Old(client), {}, ""), (deprecated, {"sink": "file:store"}, "")]
+        ways += [(deprecated, {}, engine) for engine in ("stagesink", "mlflow")]
+        for functions, options, os.environ["STAGESINK_ENGINE"] in ways:
             run_id = client.create_run(experiment).info.run_id
             said = [getattr(functions, name)(local, folder, run_id, **options) for name, local, folder in calls]
             answers[-1].append([said, run_id, dict(held(client, run_id))])
@@ -215,14 +217,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         uri = f"sqlite:///{folder}/mlflow.db"
         done = python(_BOTH_WAYS, json.dumps(SEQUENCES), folder / "artifacts", MLFLOW_TRACKING_URI=uri)
     found: list[Any] = json.loads(done.stdout.partition("answers:")[2])
-    for _, with_file_sink, _ in found:
+    for _, with_file_sink, *_ in found:
         store = folder / "store" / with_file_sink[1]
         with_file_sink[2] = {path: data.decode() for path, data in files_in(store).items()}
     return found
 
 
 @pytest.mark.parametrize("index", range(len(SEQUENCES)), ids=lambda index: str(SEQUENCES[index]))
-@pytest.mark.parametrize("where", [1, 2], ids=["file", "mlflow"])
+@pytest.mark.parametrize("where", [1, 2, 3], ids=["file", "mlflow", "mlflow-engine"])
 def test_callers_find_their_files_where_mlflow_had_put_them(answers: list[Any], index: int, where: int) -> None:
     (said, _, known), (answer, _, found) = answers[index][0], answers[index][where]
     assert answer == said
