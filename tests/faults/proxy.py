@@ -9,12 +9,13 @@ with FaultProxy(server.port) as proxy:
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 
@@ -24,6 +25,14 @@ class Answer:
 
     status: int
     retry_after: str | int | None = None
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __bytes__(self) -> bytes:
+        wait = {} if self.retry_after is None else {"Retry-After": self.retry_after}
+        always = {"Content-Length": len(self.body), "Connection": "close"}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in {**wait, **self.headers, **always}.items())
+        return f"HTTP/1.1 {self.status} Fault\r\n{lines}\r\n".encode() + self.body
 
 
 @dataclass(frozen=True)
@@ -37,13 +46,26 @@ class DropReply:
 
 
 @dataclass(frozen=True)
+class TruncateReply:
+    """Let the server do it, then hang up on the client in the middle of the reply's body."""
+
+
+@dataclass(frozen=True)
+class CutRequest:
+    """Read this many bytes of the request's body, then answer, or hang up; the server hears nothing of it."""
+
+    after: int
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True)
 class Delay:
     """Wait, then behave."""
 
     seconds: float
 
 
-Fault = Answer | Reset | DropReply | Delay
+Fault = Answer | Reset | DropReply | TruncateReply | CutRequest | Delay
 
 
 class FaultProxy:
@@ -53,15 +75,30 @@ class FaultProxy:
     ----------
     port : int
         Of the real server, on this machine.
+    tls : SSLContext, optional
+        Speak TLS with clients.
+    prefix : str
+        Path under which the server is shown; other paths are answered with 404.
+
+    Attributes
+    ----------
+    port : int
+    requests : list of (str, str)
+        Method and target of each request, as it began.
+    headers : list of dict
+        The headers of each request that was read so far, names in lower case.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: ssl.SSLContext | None = None, prefix: str = "") -> None:
         self._target = port
+        self._tls = tls
+        self._prefix = prefix
         self._plan: deque[tuple[Fault, Callable[[str, str], bool]]] = deque()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.requests: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []
 
     def __enter__(self) -> FaultProxy:
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -84,6 +121,7 @@ class FaultProxy:
         with self._lock:
             self._plan.clear()
             self.requests.clear()
+            self.headers.clear()
 
     def _accept(self) -> None:
         while True:
@@ -94,32 +132,41 @@ class FaultProxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        # A client that hangs up is its own affair.
-        with client, client.makefile("rb") as stream, suppress(ConnectionError, TimeoutError):
-            self._exchange(client, stream)
+        # A client that hangs up, or does not trust us, is its own affair.
+        with client, suppress(ConnectionError, TimeoutError, ssl.SSLError):
+            spoken = client if self._tls is None else self._tls.wrap_socket(client, server_side=True)
+            with spoken, spoken.makefile("rb") as stream:
+                self._exchange(spoken, stream)
 
     def _exchange(self, client: socket.socket, stream: BinaryIO) -> None:
         line = stream.readline()
         if not line:
             return
-        method, target, _ = line.decode("latin-1").split(" ", 2)
+        method, target, version = line.decode("latin-1").split(" ", 2)
         fault = self._next(method, target)
         if isinstance(fault, Reset):
             # Closing with this option sends RST instead of FIN.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
             return
         headers = _read_headers(stream)
+        with self._lock:
+            self.headers.append(headers)
         if headers.get("expect", "").lower() == "100-continue":
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if isinstance(fault, CutRequest):
+            stream.read(fault.after)
+            client.sendall(bytes(fault.answer or b""))
+            return
         body = _read_body(stream, headers)
-        if isinstance(fault, Answer):
-            wait = f"Retry-After: {fault.retry_after}\r\n" if fault.retry_after is not None else ""
-            head = f"HTTP/1.1 {fault.status} Fault\r\n{wait}Content-Length: 0\r\nConnection: close\r\n\r\n"
-            client.sendall(head.encode())
+        if isinstance(fault, Answer) or not target.startswith(self._prefix):
+            client.sendall(bytes(fault if isinstance(fault, Answer) else Answer(404)))
             return
         if isinstance(fault, Delay):
             time.sleep(fault.seconds)
-        reply = self._forward(line, headers, body)
+        reply = self._forward(f"{method} {target[len(self._prefix) :]} {version}".encode("latin-1"), headers, body)
+        if isinstance(fault, TruncateReply):
+            head, gap, content = reply.partition(b"\r\n\r\n")
+            reply = head + gap + content[: len(content) // 2]
         if not isinstance(fault, DropReply):
             client.sendall(reply)
 
