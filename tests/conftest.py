@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,6 +41,15 @@ def bucket(moto: S3Server) -> str:
 def ftp(request: pytest.FixtureRequest) -> FtpServer:
     installed("pyftpdlib")
     return shared(request, "ftp", ftp_server)
+
+
+@pytest.fixture(scope="session")
+def mlflow() -> ModuleType:
+    """The package mlflow. Its import may warn: old versions use what newer packages have deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module: ModuleType = pytest.importorskip("mlflow", reason="comes with an extra")
+        return module
 
 
 @pytest.fixture(scope="session")
