@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from stagesink.transfer.pool import run_jobs
+
+LARGE = 1 << 21
+"""Bytes of a job of which there are never more at once than workers."""
+
+
+def void(_: object) -> None:
+    """Be the end of an expression whose value nobody wants."""
 
 
 def ordered(sizes: list[int], *, workers: int) -> list[int]:
@@ -29,7 +37,7 @@ def ordered(sizes: list[int], *, workers: int) -> list[int]:
 
         return run
 
-    run_jobs([(size, job(size)) for size in sizes], workers=workers, cancel=threading.Event())
+    run_jobs([(size * LARGE, job(size)) for size in sizes], workers=workers, cancel=threading.Event())
     return order
 
 
@@ -51,7 +59,7 @@ def test_small_ones_are_not_starved_by_large_ones_that_never_end() -> None:
 
     # Two large ones block both threads from the second pick on, unless a small one gets its turn.
     run_jobs(
-        [(100, large), (100, lambda: None), (100, lambda: None), (100, large), (1, small_ran.set)],
+        [(100 * LARGE, large), *[(100 * LARGE, lambda: None)] * 2, (100 * LARGE, large), (LARGE, small_ran.set)],
         workers=2,
         cancel=threading.Event(),
     )
@@ -80,8 +88,44 @@ def test_no_more_jobs_run_at_once_than_there_are_workers() -> None:
         with lock:
             running -= 1
 
-    run_jobs([(1, job)] * 9, workers=3, cancel=threading.Event())
+    run_jobs([(LARGE, job)] * 9, workers=3, cancel=threading.Event())
     assert most == 3
+
+
+@pytest.mark.parametrize(("workers", "most"), [(2, 8), (8, 32), (50, 64)])
+def test_of_small_ones_that_wait_more_run_at_once(workers: int, most: int) -> None:
+    together = threading.Barrier(most, timeout=60)  # passes only when so many run at the same time
+    run_jobs([(1, lambda: void(together.wait()))] * most, workers=workers, cancel=threading.Event())
+
+
+def test_one_worker_means_one_also_for_small_ones() -> None:
+    running = threading.Lock()
+
+    def job() -> None:
+        assert running.acquire(blocking=False)
+        time.sleep(0.02)  # so slow that more would be hired
+        running.release()
+
+    run_jobs([(1, job)] * 5, workers=1, cancel=threading.Event())
+
+
+def test_the_additional_ones_leave_large_ones_alone() -> None:
+    lock, running, most = threading.Lock(), 0, 0
+    small = threading.Barrier(7, timeout=60)
+
+    def large() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        small.wait()
+        with lock:
+            running -= 1
+
+    # Two large ones hold both workers until five small ones run beside them.
+    jobs = [(LARGE, large)] * 2 + [(1, lambda: void(small.wait()))] * 5 + [(LARGE, lambda: None)] * 3
+    run_jobs(sorted(jobs, key=lambda sized: sized[1] is not large), workers=2, cancel=threading.Event())
+    assert most == 2
 
 
 @pytest.mark.parametrize("workers", [1, 4])

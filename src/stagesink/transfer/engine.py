@@ -6,9 +6,10 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 from stagesink.artifacts import ArtifactKey, MemorySource, Proof, Receipt, StoredArtifact
@@ -84,21 +85,82 @@ class Transfer:
             Some objects failed; or the manifest could not be read or written; it carries all receipts and every
             failure. The upload is not committed.
         """
-        return _Run(self, plan).run()
+        with _Effort(self, plan.path, [plan]) as effort:
+            return _Run(self, plan, effort).run()
+
+    def run_all(self, plans: Sequence[Plan], label: str) -> tuple[Receipt, ...]:
+        """Land several plans as :meth:`run` does, each committed by itself; those of one object go side by side.
+
+        They share the time for retries and one display of progress. One failing plan does not stop the others.
+
+        Parameters
+        ----------
+        plans : sequence of Plan
+            With a path of its own each.
+        label : str
+            Names them all where progress is shown.
+
+        Returns
+        -------
+        tuple of Receipt
+            One per object, in the order of the plans.
+
+        Raises
+        ------
+        TransferError
+            Some plans failed; it carries all receipts and every failure.
+        """
+        receipts: dict[str, tuple[Receipt, ...]] = {}
+        failures: dict[str, StagesinkError] = {}
+
+        def land(plan: Plan) -> None:
+            try:
+                receipts[plan.path] = _Run(self, plan, effort).run()
+            except TransferError as error:
+                receipts[plan.path] = error.receipts
+                failures.update(error.failures)
+
+        with _Effort(self, label, plans) as effort:
+            single = [(plan.size or 0, partial(land, plan)) for plan in plans if len(plan.objects) == 1]
+            run_jobs(single, workers=self.options.workers, cancel=effort.cancel, tick=effort.counter.tick)
+            for plan in plans:
+                if plan.path not in receipts:
+                    land(plan)
+        everything = tuple(receipt for plan in plans for receipt in receipts[plan.path])
+        if failures:
+            raise TransferError(everything, failures)
+        return everything
+
+
+class _Effort:
+    """What the plans of one call share: the time for retries, the display of progress, and Ctrl-C."""
+
+    def __init__(self, transfer: Transfer, label: str, plans: Sequence[Plan]) -> None:
+        sizes = [plan.size for plan in plans]
+        size = None if None in sizes else sum(size for size in sizes if size is not None)
+        self.cancel = threading.Event()
+        self.retry = RetryPolicy(transfer.options, self.cancel)
+        self.counter = ProgressCounter(label, sum(len(plan.objects) for plan in plans), size, transfer.progress)
+
+    def __enter__(self) -> _Effort:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.counter.finish()
 
 
 class _Run:
     """One plan on its way."""
 
-    def __init__(self, transfer: Transfer, plan: Plan) -> None:
+    def __init__(self, transfer: Transfer, plan: Plan, effort: _Effort) -> None:
         self.plan = plan
         self.options = transfer.options
         self.sink = transfer.sink
         self.target = transfer.sink
         self.reported = transfer._reported
-        self.cancel = threading.Event()
-        self.retry = RetryPolicy(self.options, self.cancel)
-        self.counter = ProgressCounter(plan.path, len(plan.objects), plan.size, transfer.progress)
+        self.cancel = effort.cancel
+        self.retry = effort.retry
+        self.counter = effort.counter
         self.receipts: dict[ArtifactKey, Receipt] = {}
         self.failures: dict[ArtifactKey, StagesinkError] = {}
         self.previous: Manifest | None = None
@@ -107,12 +169,6 @@ class _Run:
         self._uncommit_lock = threading.Lock()
 
     def run(self) -> tuple[Receipt, ...]:
-        try:
-            return self._run()
-        finally:
-            self.counter.finish()
-
-    def _run(self) -> tuple[Receipt, ...]:
         try:
             self._look_back()
         except StagesinkError as error:

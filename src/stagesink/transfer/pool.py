@@ -14,6 +14,10 @@ _FIRST_LOOK_SECONDS = 0.005
 _TICK_SECONDS = 0.1
 _STOP_SECONDS = 0.8  # how long Ctrl-C waits for the jobs to clean up after themselves
 _SMALL_EVERY = 4  # one pick in so many takes the smallest job left
+_SMALL_BYTES = 1 << 20  # no more than a thread's own buffer: many of these at once cost no memory to speak of
+_MORE_OF_SMALL = 4  # times as many threads for those, where a thread gets through few
+_SLOW_JOBS = 50  # a second in one thread: it waits for answers, not for the interpreter
+_MOST = 64
 
 
 def run_jobs(
@@ -24,7 +28,7 @@ def run_jobs(
     Large ones go first, since the last large one decides when all is done; every fourth pick takes the smallest left,
     so that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread
     that gets through small local files at more than a thousand a second is left alone, since a second would slow it
-    down.
+    down. Where each answer takes long, as over a wide area network, small jobs get four times as many threads.
 
     Parameters
     ----------
@@ -32,21 +36,23 @@ def run_jobs(
         Size in bytes, and what to do. A job keeps its own failures; an exception out of one is a defect, ends the rest
         and is raised here.
     workers : int
-        Threads at most. Even one job has its own: the calling thread must be free to leave a hanging store on Ctrl-C.
+        Threads at most; four times as many, up to 64, of jobs up to 1 MiB. 1 means one. Even one job has its own: the calling thread must be free to leave a hanging store on Ctrl-C.
     cancel : threading.Event
         Set here on Ctrl-C; jobs look at it.
     tick : callable, optional
         Called about ten times a second from the calling thread.
     """
-    queue = deque(job for _, job in sorted(jobs, key=lambda sized: -sized[0]))
+    queue = deque(sorted(jobs, key=lambda sized: -sized[0]))
     if queue:
         _Crew(queue, workers, cancel).run(tick or (lambda: None))
 
 
 class _Crew:
-    def __init__(self, queue: deque[Job], workers: int, cancel: threading.Event) -> None:
+    def __init__(self, queue: deque[tuple[int, Job]], workers: int, cancel: threading.Event) -> None:
         self._queue = queue
         self._workers = min(workers, len(queue))
+        small = sum(size <= _SMALL_BYTES for size, _ in queue) if workers > 1 else 0
+        self._helpers = min(small, max(0, min(_MORE_OF_SMALL * workers, _MOST) - self._workers))
         self._cancel = cancel
         self._lock = threading.Lock()
         self._picks = 0
@@ -62,11 +68,14 @@ class _Crew:
             self._hire(1)
             while not self._done.wait(wait):
                 tick()
-                if len(self._threads) < self._workers:
-                    quick = self._picks - 1 > _QUICK_JOBS * (time.monotonic() - start)
-                    wait = 4 * _FIRST_LOOK_SECONDS
-                    if not quick:
-                        self._hire(self._workers - len(self._threads))
+                hired = len(self._threads)
+                done_a_second = (self._picks - hired) / (time.monotonic() - start)
+                wait = 4 * _FIRST_LOOK_SECONDS
+                if hired < self._workers:
+                    if done_a_second <= _QUICK_JOBS:
+                        self._hire(self._workers - hired)
+                elif hired == self._workers and self._helpers and done_a_second < _SLOW_JOBS * hired:
+                    self._hire(self._helpers, most_bytes=_SMALL_BYTES)
                 else:
                     wait = _TICK_SECONDS
         except BaseException:
@@ -78,27 +87,30 @@ class _Crew:
         if self._error is not None:
             raise self._error
 
-    def _pick(self) -> Job | None:
+    def _pick(self, most_bytes: int | None) -> Job | None:
         """Take the next job: a large one, and now and then the smallest. None when all are taken."""
         with self._lock:
-            if not self._queue:
+            if not self._queue or (most_bytes is not None and self._queue[-1][0] > most_bytes):
                 return None
             self._picks += 1
-            return self._queue.pop() if self._picks % _SMALL_EVERY == 0 else self._queue.popleft()
+            smallest = most_bytes is not None or self._picks % _SMALL_EVERY == 0
+            return (self._queue.pop() if smallest else self._queue.popleft())[1]
 
-    def _hire(self, count: int) -> None:
+    def _hire(self, count: int, most_bytes: int | None = None) -> None:
         with self._lock:
             self._busy += count
         for _ in range(count):
             # Daemons: a thread stuck in a dead connection must not keep the interpreter from leaving after Ctrl-C.
             # Being cut off in the middle of a put is safe, by the first clause of the sink contract.
-            thread = threading.Thread(target=self._work, name=f"stagesink-{len(self._threads)}", daemon=True)
+            thread = threading.Thread(
+                target=self._work, args=[most_bytes], name=f"stagesink-{len(self._threads)}", daemon=True
+            )
             thread.start()
             self._threads.append(thread)  # only now: Ctrl-C joins what is here, and only a started thread can be joined
 
-    def _work(self) -> None:
+    def _work(self, most_bytes: int | None) -> None:
         try:
-            while not self._cancel.is_set() and (job := self._pick()) is not None:
+            while not self._cancel.is_set() and (job := self._pick(most_bytes)) is not None:
                 job()
         except BaseException as error:
             if not self._cancel.is_set():  # afterwards it is only what cancelling does to a job
