@@ -292,14 +292,18 @@ def test_what_cannot_land_at_the_root_does_not_stop_the_rest_of_the_folder(sink:
     assert set(error.failures) == {"config.json"}
 
 
-def test_a_backend_that_is_gone_is_not_asked_for_every_file_at_the_root(sink: MemorySink, tmp_path: Path) -> None:
+def test_a_backend_that_is_gone_is_not_waited_for_with_every_file_at_the_root(
+    sink: MemorySink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGESINK_RETRIES_BUDGET", "0")
     (tmp_path / "many").mkdir()
     for number in range(5):
         (tmp_path / "many" / f"{number}.txt").write_text("x")
-    faulty = FaultySink(sink, fails("put", TransientSinkError("gone")))
-    uploader = ArtifactUploader("run", sink=faulty, attempts=1)
+    faulty = FaultySink(sink, fails("open", TransientSinkError("gone")))
+    uploader = ArtifactUploader("run", sink=faulty, workers=1)
     assert uploader.add_files(tmp_path / "many") is False
-    assert [receipt.key.path for receipt in uploader.receipts] == ["0.txt"]
+    assert faulty.calls["open"] < 5
+    assert [receipt.status for receipt in uploader.receipts] == ["failed"] * 5
 
 
 def test_an_archive_lands_with_its_manifest_and_stays_where_it_is(

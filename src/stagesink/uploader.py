@@ -17,7 +17,7 @@ from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
 from stagesink.destination import AUTO, choose_sink
-from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError, TransientSinkError
+from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
@@ -461,7 +461,8 @@ class ArtifactUploader:
             wanted = [plan for plan in plans if plan is not None]
             if not wanted:
                 return False
-            receipts = self._send(wanted)
+            transfer = Transfer(self.sink, self.options, progress=self.progress)
+            receipts = transfer.run(wanted[0]) if len(wanted) == 1 else transfer.run_all(wanted, str(what))
         except Exception as error:
             self._count(error.receipts if isinstance(error, TransferError) else (), start, failed=True)
             what = str(what)
@@ -472,25 +473,6 @@ class ArtifactUploader:
         landed = wanted[0].path if len(wanted) == 1 else what
         logger.info("%s: %d files, %.1f MB, in %s", landed, len(receipts), sent / 1e6, self.sink.uri)
         return len(wanted) == len(plans)
-
-    def _send(self, plans: Sequence[Plan]) -> tuple[Receipt, ...]:
-        """Carry out all plans. One that fails does not stop the others, but a backend that is gone does."""
-        transfer = Transfer(self.sink, self.options, progress=self.progress)
-        if len(plans) == 1:
-            return transfer.run(plans[0])
-        receipts: list[Receipt] = []
-        failures: dict[str, StagesinkError] = {}
-        for plan in plans:
-            try:
-                receipts += transfer.run(plan)
-            except TransferError as error:
-                receipts += error.receipts
-                failures.update(error.failures)
-                if all(isinstance(failure, TransientSinkError) for failure in error.failures.values()):
-                    break
-        if failures:
-            raise TransferError(receipts, failures)
-        return tuple(receipts)
 
     def _failed(self, what: str, error: Exception) -> None:
         """Log an error instead of raising it. Only here may a broad ``except`` end."""

@@ -63,7 +63,7 @@ from stagesink.testing import (
     loses_reply,
     short_list,
 )
-from stagesink.transfer import Plan, Transfer, list_committed, plan_file, plan_packed_tree, plan_tree, verify
+from stagesink.transfer import Plan, Progress, Transfer, list_committed, plan_file, plan_packed_tree, plan_tree, verify
 
 MANIFEST = "tree.manifest.json"
 FILES = {"a.bin": b"a" * 10, "b.bin": b"b" * 20, "c/d.bin": b"d" * 30, "empty": b""}
@@ -926,7 +926,7 @@ _INTERRUPTED = """
     from stagesink.transfer import Plan, Transfer
     from stagesink.transfer.plan import PlannedObject
 
-    root, workers, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    root, workers, count, apart = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["apart"]
     objects = tuple(
         PlannedObject(ArtifactKey("run", f"tree/{n}"), GeneratedSource(1 << 30, seed=n), 1 << 30) for n in range(count)
     )
@@ -938,7 +938,11 @@ _INTERRUPTED = """
             print("moving", flush=True)
     sink = FaultySink(LocalSink(root), slow("put", per_chunk=0.02))
     try:
-        Transfer(sink, TransferOptions(workers=workers), progress=progress).run(Plan("run", "tree", "tree", objects))
+        transfer = Transfer(sink, TransferOptions(workers=workers), progress=progress)
+        if apart:
+            transfer.run_all([Plan("run", item.key.path, "file", (item,)) for item in objects], "all")
+        else:
+            transfer.run(Plan("run", "tree", "tree", objects))
     except KeyboardInterrupt:
         print("interrupted", flush=True)
         sys.exit(130)
@@ -946,12 +950,18 @@ _INTERRUPTED = """
 """
 
 
-@pytest.mark.parametrize(("workers", "count"), [(4, 6), (1, 3), (4, 1)], ids=["threads", "one worker", "one object"])
-def test_ctrl_c_ends_the_transfer_and_leaves_nothing_half_visible(tmp_path: Path, workers: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "count", "plans"),
+    [(4, 6, "one"), (1, 3, "one"), (4, 1, "one"), (4, 6, "apart")],
+    ids=["threads", "one worker", "one object", "plans"],
+)
+def test_ctrl_c_ends_the_transfer_and_leaves_nothing_half_visible(
+    tmp_path: Path, workers: int, count: int, plans: str
+) -> None:
     script, root = tmp_path / "upload.py", tmp_path / "store"
     script.write_text(textwrap.dedent(_INTERRUPTED))
     process = subprocess.Popen(
-        [sys.executable, str(script), str(root), str(workers), str(count)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(script), str(root), str(workers), str(count), plans], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
@@ -1053,3 +1063,46 @@ def test_a_file_that_is_added_to_no_tree_has_a_manifest_of_its_own(memory: Memor
     Transfer(memory, QUICK).run(replace(one(b"2", "tree/a"), adds=True))
     assert names(manifest_in(memory)) == ["b"]
     assert names(manifest_in(memory, "tree/a.manifest.json")) == ["a"]
+
+
+# -- several plans at once ---------------------------------------------------------------------------------------------
+
+
+def test_several_plans_land_each_with_its_manifest(memory: MemorySink) -> None:
+    plans = [one(b"1", "a.txt"), plan({"x": b"2", "y": b"3"}), plan({"z": b"4"}, "other"), one(b"5", "b.txt")]
+    told: list[Progress] = []
+    receipts = Transfer(memory, QUICK, progress=told.append).run_all(plans, "everything")
+    assert [receipt.key.path for receipt in receipts] == ["a.txt", "tree/x", "tree/y", "other/z", "b.txt"]
+    assert {manifest.path for manifest in list_committed(memory, RUN)} == {"a.txt", "b.txt", "tree", "other"}
+    assert [now.finished for now in told].count(True) == 1
+    last = told[-1]
+    assert (last.label, last.files_done, last.files_total, last.bytes_done) == ("everything", 5, 5, 5)
+
+
+def test_several_plans_of_one_object_go_side_by_side(memory: MemorySink) -> None:
+    together = threading.Barrier(3, timeout=20)  # which breaks unless three puts are under way at once
+
+    class Waiting(Recording):
+        def put(self, key: ArtifactKey, source: Any, **options: Any) -> StoredArtifact:
+            if not key.path.endswith("manifest.json"):
+                together.wait()
+            return super().put(key, source, **options)
+
+    Transfer(Waiting(memory), replace(QUICK, workers=3)).run_all([one(b"x", f"{n}.txt") for n in range(3)], "all")
+    assert len(held(memory)) == 3
+
+
+def test_a_plan_that_fails_does_not_stop_the_others(memory: MemorySink) -> None:
+    failing = Failing(memory, {"b.txt": [SinkQuotaError("full")], "tree/y": [SinkAuthError("no")]})
+    plans = [plan({"x": b"1", "y": b"2"}), one(b"3", "a.txt"), one(b"4", "b.txt"), plan({"z": b"5"}, "other")]
+    with pytest.raises(TransferError) as caught:
+        Transfer(failing, QUICK).run_all(plans, "all")
+    assert {path: type(error) for path, error in caught.value.failures.items()} == {
+        "b.txt": SinkQuotaError,
+        "tree/y": SinkAuthError,
+    }
+    assert [(receipt.key.path, receipt.status) for receipt in caught.value.receipts] == [
+        *(("tree/x", "uploaded"), ("tree/y", "failed"), ("a.txt", "uploaded")),
+        *(("b.txt", "failed"), ("other/z", "uploaded")),
+    ]
+    assert {manifest.path for manifest in list_committed(memory, RUN)} == {"a.txt", "other"}

@@ -128,7 +128,7 @@ class Transfer:
                     land(plan)
         everything = tuple(receipt for plan in plans for receipt in receipts[plan.path])
         if failures:
-            raise TransferError(everything, failures)
+            raise TransferError(everything, dict(sorted(failures.items())))
         return everything
 
 
