@@ -206,6 +206,18 @@ class TrackedRun:
                 end_time = None if info is None else info.end_time
                 self._server.client.set_terminated(self.run_id, last, end_time)
 
+    def delete(self) -> None:
+        """End the run and mark it as deleted.
+
+        Raises
+        ------
+        SinkError
+            The server refused or could not be reached.
+        """
+        self.end("KILLED")
+        with self._server.asked(f"Run {self.run_id} could not be deleted"):
+            self._server.client.delete_run(self.run_id)
+
 
 class _Server:
     """One tracking server, and what its client raises in our terms."""
@@ -214,13 +226,14 @@ class _Server:
         try:
             from stagesink.sinks.mlflow.address import Address
             from stagesink.sinks.mlflow.connection import secrets
-            from stagesink.sinks.mlflow.tracking import client_of
+            from stagesink.sinks.mlflow.tracking import client_of, reach
         except ModuleNotFoundError as error:
             raise MissingExtra(
                 f"The package {error.name} is not installed.", hint="pip install 'stagesink[mlflow]'"
             ) from error
         self._address = Address(tracking_uri)
         self._secrets = secrets(self._address)
+        reach(self._address)
         self.client = client_of(self._address, self._secrets)
 
     @property

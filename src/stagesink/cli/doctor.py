@@ -21,6 +21,7 @@ from stagesink.errors import StagesinkError, VerificationError
 
 if TYPE_CHECKING:
     from stagesink.sinks import ArtifactSink
+    from stagesink.sinks.protocol import TrackedSink
 
 EPILOG = examples("stagesink doctor", "stagesink doctor --sink s3://bucket/runs --json")
 
@@ -50,7 +51,8 @@ def doctor(
     """Show what is installed and which sink is used, then write, read, stat, list and delete a probe object there.
 
     The probe lies under a run id of its own, and its objects are removed; a root folder that the store did not have
-    before stays. Exits with the code of what failed first.
+    before stays. Where a server makes the runs, one is started for it and deleted again. Exits with the code of what
+    failed first.
     """
     out = Output(as_json, quiet, verbose)
     chosen: dict[str, Any] = {}
@@ -126,13 +128,36 @@ def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any]) -> list[
             _ = uploader.sink
 
         steps = _until_failure([("configuration", configure), ("open", connect)])
-        return steps if steps[-1].error is not None else [*steps, *_probe(uploader.sink)]
+        if steps[-1].error is not None:
+            return steps
+        from stagesink.sinks.protocol import TrackedSink
+
+        store = uploader.sink
+        if isinstance(store, TrackedSink) and store.tracks_runs:
+            return [*steps, *_probe_in_new_run(store)]
+        return [*steps, *_probe(store, f"stagesink-doctor-{secrets.token_hex(4)}")]
 
 
-def _probe(sink: ArtifactSink) -> list[Step]:
+def _probe_in_new_run(sink: TrackedSink) -> list[Step]:
+    """Probe a sink whose runs a server makes, in one that is deleted afterwards."""
+    from stagesink.tracked_runs import TrackedRun, start_run
+
+    runs: list[TrackedRun] = []
+    steps = _until_failure(
+        [("start run", lambda: runs.append(start_run(sink.tracking_uri, run_name="stagesink doctor")))]
+    )
+    for run in runs:
+        try:
+            steps += _probe(sink, run.run_id)
+        finally:
+            steps += _until_failure([("delete run", run.delete)])
+    return steps
+
+
+def _probe(sink: ArtifactSink, run_id: str) -> list[Step]:
     from stagesink.artifacts import ArtifactKey, MemorySource
 
-    key = ArtifactKey(f"stagesink-doctor-{secrets.token_hex(4)}", "probe.bin")
+    key = ArtifactKey(run_id, "probe.bin")
     data = secrets.token_bytes(1024)
 
     def must(good: bool, message: str) -> None:

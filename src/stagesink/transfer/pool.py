@@ -36,7 +36,8 @@ def run_jobs(
         Size in bytes, and what to do. A job keeps its own failures; an exception out of one is a defect, ends the rest
         and is raised here.
     workers : int
-        Threads at most; four times as many, up to 64, of jobs up to 1 MiB. 1 means one. Even one job has its own: the calling thread must be free to leave a hanging store on Ctrl-C.
+        Threads at most; four times as many, up to 64, of jobs up to 1 MiB. 1 means one. Even one job has its own: the
+        calling thread must be free to leave a hanging store on Ctrl-C.
     cancel : threading.Event
         Set here on Ctrl-C; jobs look at it.
     tick : callable, optional

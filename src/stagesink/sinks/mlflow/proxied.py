@@ -35,8 +35,9 @@ _STAGING = ".artifact.uploading."  # what MLflow 3 calls a file that it is writi
 class ProxiedRoot:
     """The artifacts of one run, sent to and read from the server's artifact endpoints.
 
-    What the server makes of them decides what can be had: a plain folder behind it computes no digests, and before
-    MLflow 3.6 it writes in place, so that a reader can see a part of an object, and removes folders only. It decodes
+    What the server makes of them decides what can be had: a plain folder behind it computes no digests. Before MLflow
+    3.15 it is written in place, so that a reader can see a part of an object; before 2.17 it takes an object for one
+    inside the folder that has its name, and removes folders only. It decodes
     names again and refuses ``#``: what it would store under another name is refused here.
 
     Parameters
@@ -88,7 +89,7 @@ class ProxiedRoot:
             response.read()
         response.release_conn()
         error = error_of(response, doing, self._http.name)
-        # Servers before 3.6 answer 500 where there is nothing, and all of them some error where there is a folder.
+        # Servers before 3.12 answer 500 where there is nothing, and all of them some error where there is a folder.
         if response.status not in (401, 403, 429) and self.stat(key) is None:
             raise ArtifactNotFound(f"{self.uri} holds no {key.path}.")
         raise error or SinkError(f"{doing}: {self._http.name} answered {response.status}.")
@@ -117,7 +118,7 @@ class ProxiedRoot:
             return
         if response.status == 500 and self.stat(key) is not None:
             raise DeleteNotSupported(
-                f"{doing}: {self._http.name} answered 500; a server before MLflow 2.10 removes folders only.",
+                f"{doing}: {self._http.name} answered 500; a server before MLflow 2.17 removes folders only.",
                 hint="Upgrade the server, or remove it there by hand.",
             )
         raise error

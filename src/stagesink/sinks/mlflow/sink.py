@@ -11,13 +11,13 @@ from urllib.parse import quote, urlsplit
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.sinks.mlflow import connection, direct
-from stagesink.sinks.mlflow.address import Address, address_of
+from stagesink.sinks.mlflow.address import address_of
 from stagesink.sinks.mlflow.client import ClientRoot
 from stagesink.sinks.mlflow.direct import DirectRoot
 from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
 from stagesink.sinks.mlflow.multipart import Multipart
 from stagesink.sinks.mlflow.proxied import ENDPOINT, ProxiedRoot, split_root
-from stagesink.sinks.mlflow.tracking import ClientTracking, RestTracking, Tracking, client_of
+from stagesink.sinks.mlflow.tracking import ClientTracking, RestTracking, Tracking, client_of, http_client
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink, OnBytes
 
 
@@ -35,8 +35,8 @@ class MlflowSink:
     ======================================================== ==========================================================
 
     A server that proxies computes no digests, so what goes through it is proven by its size, or by reading it back.
-    With a plain folder behind it a server before MLflow 3.6 writes in place: a reader can see a part of an object while
-    it is written, though never a manifest beside a tree that is not whole.
+    With a plain folder behind it a server before MLflow 3.15 writes in place: a reader can see a part of an object
+    while it is written, though never a manifest beside a tree that is not whole.
 
     A plain http server is asked over REST: mlflow is imported only where its own client is needed.
 
@@ -63,11 +63,7 @@ class MlflowSink:
         self._storage_options = dict(storage_options or {})
         self._own_client = own_client
         self._secrets = connection.secrets(self._address)
-        self._http = HttpClient(
-            _host(self._address),
-            lambda: connection.pool_manager(self._address),
-            lambda: connection.headers(self._address),
-        )
+        self._http = http_client(self._address)
         self._store = HttpClient("the store behind the server", connection.presigned_pool)
         self._multiparts: dict[str, Multipart] = {}
         self._roots: dict[str, ArtifactSink] = {}
@@ -203,7 +199,3 @@ def open_mlflow_client(uri: str, storage_options: Mapping[str, Any]) -> MlflowSi
 
 def _reopen(tracking_uri: str, storage_options: Mapping[str, Any], own_client: bool) -> MlflowSink:
     return MlflowSink(f"mlflow+{tracking_uri}", storage_options, own_client=own_client)
-
-
-def _host(address: Address) -> str:
-    return urlsplit(address.server).netloc if address.is_http else address.shown

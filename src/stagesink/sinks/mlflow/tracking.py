@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from stagesink.errors import MissingExtra, RunNotFound, SinkError
 from stagesink.sinks._backend_errors import translating
+from stagesink.sinks.mlflow import connection
 from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
 
@@ -27,6 +28,15 @@ class Tracking(Protocol):
             The server cannot be asked.
         """
         ...
+
+
+def http_client(address: Address) -> HttpClient:
+    """Return what sends requests to the server, in the way of mlflow's own client."""
+    return HttpClient(
+        urlsplit(address.server).netloc if address.is_http else address.shown,
+        lambda: connection.pool_manager(address),
+        lambda: connection.headers(address),
+    )
 
 
 class RestTracking:
@@ -58,6 +68,22 @@ class RestTracking:
         if error is not None:
             raise error
         return _living(run_id, str(info.get("lifecycle_stage")), str(root))
+
+
+def reach(address: Address) -> None:
+    """Knock at the server once, since mlflow's own client would knock for minutes. What it answers does not matter.
+
+    Raises
+    ------
+    SinkError
+        Nobody answers, or not in HTTP.
+    """
+    if address.is_http:
+        http = http_client(address)
+        try:
+            http.request("GET", f"{address.server}/health", f"{address.shown} was asked whether it is there")
+        finally:
+            http.close()
 
 
 class ClientTracking:
