@@ -1106,3 +1106,51 @@ def test_a_plan_that_fails_does_not_stop_the_others(memory: MemorySink) -> None:
         *(("b.txt", "failed"), ("other/z", "uploaded")),
     ]
     assert {manifest.path for manifest in list_committed(memory, RUN)} == {"a.txt", "other"}
+
+
+MANY = [f"{n:02}.txt" for n in range(20)]
+
+
+def test_the_store_is_asked_about_many_plans_at_once(memory: MemorySink) -> None:
+    sink = Recording(memory)
+    Transfer(sink, QUICK).run_all([one(b"x", name) for name in MANY], "all")
+    assert sorted(held(memory)) == MANY
+    assert sorted(sink.asked("put")) == sorted([*MANY, *(f"{name}.manifest.json" for name in MANY)])
+    assert len(sink.calls) == 2 * len(MANY) + 2  # a listing before, and one after that proves it
+    before = len(sink.calls)
+    receipts = Transfer(sink, QUICK).run_all([one(b"x", name) for name in MANY], "all")
+    assert {receipt.status for receipt in receipts} == {"unchanged"}
+    assert "put" not in {operation for operation, _ in sink.calls[before:]}
+
+
+@pytest.mark.parametrize("what", ["07.txt", "07.txt.manifest.json"])
+def test_what_the_store_lost_of_many_is_put_again(memory: MemorySink, what: str) -> None:
+    class Losing(Recording):
+        def put(self, key: ArtifactKey, source: Any, **options: Any) -> StoredArtifact:
+            stored = super().put(key, source, **options)
+            if key.path == what and self.asked("put").count(what) == 1:
+                self.inner.delete(key)
+            return stored
+
+    receipts = Transfer(Losing(memory), QUICK).run_all([one(b"x", name) for name in MANY], "all")
+    assert {(receipt.status, receipt.verified_by) for receipt in receipts} <= {
+        ("uploaded", "size"),
+        ("unchanged", "size"),
+    }
+    assert {check.status for check in verify(memory, list_committed(memory, RUN))} == {"ok"}
+    assert len(list_committed(memory, RUN)) == len(MANY)
+
+
+def test_a_store_that_cannot_be_listed_is_asked_about_each_of_many(memory: MemorySink) -> None:
+    faulty = FaultySink(memory, fails("list", SinkAuthError("not allowed to list")))
+    receipts = Transfer(faulty, QUICK).run_all([one(b"x", name) for name in MANY], "all")
+    assert [receipt.status for receipt in receipts] == ["uploaded"] * len(MANY)
+    assert {manifest.path for manifest in list_committed(memory, RUN)} == set(MANY)
+
+
+def test_many_that_are_read_back_are_read_back(memory: MemorySink) -> None:
+    corrupting = FaultySink(memory, corrupts("put", nth=1))
+    receipts = Transfer(corrupting, replace(QUICK, verify="full")).run_all([one(b"xyz", name) for name in MANY], "all")
+    assert {receipt.verified_by for receipt in receipts} == {"readback"}
+    assert sorted(receipt.attempts for receipt in receipts) == [1] * (len(MANY) - 1) + [2]
+    assert set(held(memory).values()) == {b"xyz"}

@@ -18,6 +18,7 @@ from stagesink.errors import (
     DeleteNotSupported,
     ManifestError,
     SinkConflict,
+    SinkError,
     SourceChanged,
     StagesinkError,
     TransferCancelled,
@@ -28,6 +29,7 @@ from stagesink.errors import (
 from stagesink.manifest import Manifest, ManifestEntry, is_manifest_path, manifest_key
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink
 from stagesink.streams import chunks
+from stagesink.transfer.listed import ListedSink
 from stagesink.transfer.options import TransferOptions
 from stagesink.transfer.plan import Plan, PlannedObject
 from stagesink.transfer.pool import run_jobs
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 _STRONGEST: tuple[Proof, ...] = ("sha256", "crc64nvme", "crc32c", "md5")
 _BUFFERED_BYTES = 64 << 20  # more than any client keeps to itself: from here on the backend has taken some
 _ELSEWHERE = "Choose another artifact path, or upload the whole of that anew."
+_ASK_UP_TO = 8  # plans of one object; for more, two listings of the run spare each its questions
 _STAT_UP_TO = 2  # objects; for more one listing costs fewer round trips
 
 
@@ -89,14 +92,15 @@ class Transfer:
             return _Run(self, plan, effort).run()
 
     def run_all(self, plans: Sequence[Plan], label: str) -> tuple[Receipt, ...]:
-        """Land several plans as :meth:`run` does, each committed by itself; those of one object go side by side.
+        """Land several plans as :meth:`run` does, each committed by itself.
 
-        They share the time for retries and one display of progress. One failing plan does not stop the others.
+        Those of one object go side by side, and the store is asked about all of them at once. They share the time for
+        retries and one display of progress. One failing plan does not stop the others.
 
         Parameters
         ----------
         plans : sequence of Plan
-            With a path of its own each.
+            Of one run, with a path of its own each, none inside another's.
         label : str
             Names them all where progress is shown.
 
@@ -113,23 +117,37 @@ class Transfer:
         receipts: dict[str, tuple[Receipt, ...]] = {}
         failures: dict[str, StagesinkError] = {}
 
-        def land(plan: Plan) -> None:
+        def land(plan: Plan, sink: ArtifactSink) -> None:
             try:
-                receipts[plan.path] = _Run(self, plan, effort).run()
+                receipts[plan.path] = _Run(self, plan, effort, sink).run()
             except TransferError as error:
                 receipts[plan.path] = error.receipts
                 failures.update(error.failures)
 
         with _Effort(self, label, plans) as effort:
-            single = [(plan.size or 0, partial(land, plan)) for plan in plans if len(plan.objects) == 1]
-            run_jobs(single, workers=self.options.workers, cancel=effort.cancel, tick=effort.counter.tick)
+            single = [plan for plan in plans if len(plan.objects) == 1]
+            lost: set[ArtifactKey] = set()
+            try:
+                sink = self.sink
+                if len(single) > _ASK_UP_TO:
+                    sink = effort.retry.call(lambda: ListedSink(self.sink, plans[0].run_id))
+                jobs = [(plan.size or 0, partial(land, plan, sink)) for plan in single]
+                run_jobs(jobs, workers=self.options.workers, cancel=effort.cancel, tick=effort.counter.tick)
+                if isinstance(sink, ListedSink) and self.options.verify != "none":
+                    lost = effort.retry.call(sink.lost)
+            except SinkError:
+                lost = {key for plan in single for key in _keys_of(plan)}  # not known: each is asked by itself
             for plan in plans:
-                if plan.path not in receipts:
-                    land(plan)
+                if plan.path not in receipts or (plan.path not in failures and not lost.isdisjoint(_keys_of(plan))):
+                    land(plan, self.sink)
         everything = tuple(receipt for plan in plans for receipt in receipts[plan.path])
         if failures:
             raise TransferError(everything, dict(sorted(failures.items())))
         return everything
+
+
+def _keys_of(plan: Plan) -> set[ArtifactKey]:
+    return {plan.manifest_key, *(item.key for item in plan.objects)}
 
 
 class _Effort:
@@ -152,11 +170,10 @@ class _Effort:
 class _Run:
     """One plan on its way."""
 
-    def __init__(self, transfer: Transfer, plan: Plan, effort: _Effort) -> None:
+    def __init__(self, transfer: Transfer, plan: Plan, effort: _Effort, sink: ArtifactSink | None = None) -> None:
         self.plan = plan
         self.options = transfer.options
-        self.sink = transfer.sink
-        self.target = transfer.sink
+        self.sink = self.target = sink if sink is not None else transfer.sink
         self.reported = transfer._reported
         self.cancel = effort.cancel
         self.retry = effort.retry
