@@ -25,6 +25,8 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
+import against_mlflow
+
 import stagesink
 from stagesink.sinks import open_sink
 from stagesink.transfer import Transfer, TransferOptions, plan_tree
@@ -242,7 +244,16 @@ def progress(what: str) -> None:
     print(f"done: {what}", file=sys.stderr, flush=True)
 
 
-PARTS: dict[str, Callable[[int, Path], list[str]]] = {"copies": copies, "archive": archives, "footprint": footprint}
+def mlflow(runs: int, room: Path) -> list[str]:
+    return against_mlflow.measure(runs, room, make_files, table, progress)
+
+
+PARTS: dict[str, Callable[[int, Path], list[str]]] = {
+    "copies": copies,
+    "archive": archives,
+    "mlflow": mlflow,
+    "footprint": footprint,
+}
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ OLDEST_UV = (0, 8)
 ENVIRONMENTS = {
     "tox": ["--group", "tox"],
     "demo": ["--editable", ".[demo,fast]"],
-    "bench": ["--editable", ".[fast,s3]", "--group", "bench"],
+    "bench": ["--editable", ".[fast,s3,mlflow]", "--group", "bench"],
 }
 
 # uv reads none of pip's settings, and a machine behind a mirror has only those.
