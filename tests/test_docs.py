@@ -109,6 +109,11 @@ def test_the_stage_helpers_land_where_the_readme_says(store: Path) -> None:
     }
 
 
+def test_the_example_of_trackers_runs(store: Path) -> None:
+    _run(_block(README, "MLflowTrainingTracker("))
+    assert _landed(store) == {"checkpoint/model.bin", "metrics.json", "benchmark_results.json"}
+
+
 def test_the_uploader_example_runs(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _run(_block(README, "ArtifactUploader("))
     assert _landed(store) == {"checkpoint/model.bin", "reports/final.html"}
