@@ -50,17 +50,48 @@ def exactly(stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> Iterator[b
     SourceChanged
         The source holds more or fewer bytes than it said. The server has then not got as many as were announced, and
         keeps nothing.
+    SourceFailed
+        Reading it failed; only within :func:`source_errors_pass`.
     """
     count = 0
-    for chunk in chunks(stream):
+    for chunk in _reading(stream):
         count += len(chunk)
         if count > size or (count == size and _goes_on(stream)):
             raise SourceChanged(f"The source holds more than the {size} bytes it had when it was opened.")
-        yield cast("bytes", chunk)
+        yield chunk
         if on_bytes is not None:
             on_bytes(len(chunk))
     if count < size:
         raise SourceChanged(f"The source holds {count} of the {size} bytes it had when it was opened.")
+
+
+class SourceFailed(Exception):
+    """Carries a source's OSError through urllib3, which would take it for one of the connection's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def source_errors_pass() -> Iterator[None]:
+    """Raise what a source raised while it was sent, as it raised it."""
+    try:
+        yield
+    except SourceFailed as failed:
+        raise failed.error from failed.error.__cause__
+
+
+def _reading(stream: BinaryIO) -> Iterator[bytes]:
+    pieces = chunks(stream)
+    while True:
+        try:
+            piece = next(pieces, None)
+        except OSError as error:
+            raise SourceFailed(error) from error
+        if piece is None:
+            return
+        yield cast("bytes", piece)
 
 
 def _goes_on(stream: BinaryIO) -> bool:

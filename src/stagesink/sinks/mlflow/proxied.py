@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -15,10 +15,11 @@ from stagesink.errors import (
     InvalidKey,
     SinkConflict,
     SinkError,
+    TransientSinkError,
     VerificationError,
 )
 from stagesink.sinks.mlflow.address import Address
-from stagesink.sinks.mlflow.body import exactly, sized
+from stagesink.sinks.mlflow.body import exactly, sized, source_errors_pass
 from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
 from stagesink.sinks.mlflow.multipart import Multipart
 from stagesink.sinks.protocol import OnBytes
@@ -55,6 +56,7 @@ class ProxiedRoot:
     def __init__(self, http: HttpClient, multipart: Multipart, server: str, folder: str, run_id: str) -> None:
         self._http = http
         self._multipart = multipart
+        self._server = server
         self._base = server + ENDPOINT
         self._folder = folder
         self._run_id = run_id
@@ -65,7 +67,7 @@ class ProxiedRoot:
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
         _check_name(key)
-        with sized(source) as (stream, size):
+        with sized(source) as (stream, size), source_errors_pass():
             if self._multipart.takes(size):
                 self._multipart.put(f"{self._folder}/{key.path}", stream, size, on_bytes)
             else:
@@ -75,16 +77,18 @@ class ProxiedRoot:
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
         _check_name(key)
         folder, _, name = key.path.rpartition("/")
-        # There is no request for one object: it is looked up among its neighbours.
-        entry = next((entry for entry in self._children(folder) if entry["path"] == name), None)
-        return None if entry is None or entry.get("is_dir") else self._describe(key, _size(entry))
+        # There is no request for one object: it is looked up among its neighbours, with a folder of its name on S3.
+        named = (entry for entry in self._children(folder) if entry["path"] == name and not entry.get("is_dir"))
+        entry = next(named, None)
+        return None if entry is None else self._describe(key, _size(entry))
 
     def open(self, key: ArtifactKey) -> BinaryIO:
         _check_name(key)
         doing = f"{self.uri}/{key.path} could not be read"
         response = self._http.request("GET", self._url(key.path), doing, stream=True)
         if response.status == 200:
-            return cast("BinaryIO", io.BufferedReader(_Reader(response, self._http, doing), 1 << 20))
+            reader = _Reader(response, self._http, doing, lambda: self._check_empty(key, doing))
+            return cast("BinaryIO", io.BufferedReader(reader, 1 << 20))
         with self._http.translating(doing):
             response.read()
         response.release_conn()
@@ -109,9 +113,12 @@ class ProxiedRoot:
                     yield self._describe(ArtifactKey(run_id, prefix), _size(entry))
 
     def delete(self, key: ArtifactKey) -> None:
-        if self.stat(key) is None:
+        folder, _, name = key.path.rpartition("/")
+        entries = [entry for entry in self._children(folder) if entry["path"].startswith(name)]
+        if not any(entry["path"] == name and not entry.get("is_dir") for entry in entries):
             return  # nothing, or a folder, which the server would remove with all that is in it
         doing = f"{self.uri}/{key.path} could not be removed"
+        self._check_bystanders(name, entries, doing)
         response = self._http.request("DELETE", self._url(key.path), doing)
         error = error_of(response, doing, self._http.name)
         if error is None or isinstance(error, ArtifactNotFound):
@@ -157,6 +164,31 @@ class ProxiedRoot:
                 what = "a folder stands there" if last else f"{'/'.join(segments[: depth + 1])} is a file"
                 raise SinkConflict(f"{doing}: {what}.", hint="Choose another artifact path.")
 
+    def _check_bystanders(self, name: str, entries: Sequence[dict[str, Any]], doing: str) -> None:
+        """See that nothing else would go with it: before MLflow 3.16 stores remove what begins with its name."""
+        others = [entry["path"] for entry in entries if entry["path"] != name or entry.get("is_dir")]
+        if name in others or (others and self._server_version() < (3, 16)):
+            raise DeleteNotSupported(
+                f"{doing}: {self._http.name} might remove {others[0]} with it, as servers before MLflow 3.16 do.",
+                hint="Upgrade the server, or remove it there by hand.",
+            )
+
+    def _check_empty(self, key: ArtifactKey, doing: str) -> None:
+        """Explain an answer of no bytes and no length: so MLflow 3 also ends one that it fails to give."""
+        self._http.close()  # it cuts the connection then, a moment later
+        stored = self.stat(key)
+        if stored is None:
+            raise ArtifactNotFound(f"{self.uri} holds no {key.path}.")
+        if stored.size:
+            raise TransientSinkError(f"{doing}: {self._http.name} sent nothing of its {stored.size} bytes.")
+
+    def _server_version(self) -> tuple[int, ...]:
+        response = self._http.request(
+            "GET", f"{self._server}/version", f"{self._http.name} could not be asked its version"
+        )
+        found = re.match(rb"(\d+)\.(\d+)", response.data) if response.status == 200 else None
+        return tuple(map(int, found.groups())) if found else (0,)
+
     def _walk(self, folder: str) -> Iterator[StoredArtifact]:
         folders = [folder]
         while folders:
@@ -194,10 +226,14 @@ class ProxiedRoot:
 class _Reader(io.RawIOBase):
     """The body of an answer; a body that ends early is an error, never an end."""
 
-    def __init__(self, response: BaseHTTPResponse, http: HttpClient, doing: str) -> None:
+    def __init__(
+        self, response: BaseHTTPResponse, http: HttpClient, doing: str, check_empty: Callable[[], None]
+    ) -> None:
         self._response = response
         self._http = http
         self._doing = doing
+        self._check_empty = check_empty
+        self._unproven = "Content-Length" not in response.headers
         self._ended = False
 
     def readable(self) -> bool:
@@ -209,6 +245,9 @@ class _Reader(io.RawIOBase):
             data = self._response.read(len(view))
         view[: len(data)] = data
         self._ended = not data
+        if self._ended and self._unproven:
+            self._check_empty()
+        self._unproven = False
         return len(data)
 
     def close(self) -> None:
