@@ -61,7 +61,13 @@ class ArtifactSink(Protocol):
         ...
 
     def delete(self, key: ArtifactKey) -> None:
-        """Remove the object, if it is there."""
+        """Remove the object, if it is there.
+
+        Raises
+        ------
+        DeleteNotSupported
+            The backend cannot remove it, or not without others; nothing was removed.
+        """
         ...
 
     def close(self) -> None:
