@@ -8,6 +8,7 @@ is renewed in the environment is used.
 from __future__ import annotations
 
 import configparser
+import math
 import os
 import ssl
 from collections.abc import Mapping
@@ -228,6 +229,6 @@ def _number(variable: str, default: float, environ: Mapping[str, str]) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if number <= 0:
+    if not 0 < number < math.inf:
         raise ConfigError(f"{variable} is {text!r}, which is no number above zero.", hint="Correct it or unset it.")
     return number

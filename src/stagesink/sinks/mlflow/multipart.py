@@ -157,11 +157,10 @@ class Multipart:
 
 def _parts(stream: BinaryIO, size: int, part_bytes: int) -> Iterator[bytearray]:
     """Cut the stream; the last piece comes only when it is sure that all are there."""
-    count = 0
-    while count < size:
-        piece = _read(stream, min(part_bytes, size - count))
-        count += len(piece)
-        if len(piece) == 0 or (count == size and stream.read(1)):
+    for start in range(0, size, part_bytes):
+        wanted = min(part_bytes, size - start)
+        piece = _read(stream, wanted)
+        if len(piece) < wanted or (start + wanted == size and stream.read(1)):
             raise SourceChanged(f"The source does not hold the {size} bytes it had when it was opened.")
         yield piece
 

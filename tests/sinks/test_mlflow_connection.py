@@ -1,0 +1,172 @@
+"""What of mlflow's environment reaches a request. How it is used is tested on real servers."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("urllib3", reason="comes with the extra mlflow")
+
+import urllib3
+
+from stagesink.errors import ConfigError
+from stagesink.sinks.mlflow import connection
+from stagesink.sinks.mlflow.address import Address
+
+HOST = Address("http://host:5000")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Keep the machine's own credentials file and proxies out."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return tmp_path
+
+
+def basic(login: str) -> str:
+    return "Basic " + base64.b64encode(login.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("address", "environ", "sent"),
+    [
+        (HOST, {}, None),
+        (HOST, {"MLFLOW_TRACKING_TOKEN": "t0ken"}, "Bearer t0ken"),
+        (HOST, {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "pä55"}, basic("me:pä55")),
+        (
+            HOST,
+            {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "x", "MLFLOW_TRACKING_TOKEN": "t"},
+            basic("me:x"),
+        ),
+        (HOST, {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_TOKEN": "t"}, "Bearer t"),
+        (Address("http://a%40b:p%2Fw@host"), {"MLFLOW_TRACKING_TOKEN": "t"}, basic("a@b:p/w")),
+    ],
+)
+def test_credentials_go_in_mlflows_own_order(address, environ, sent):
+    assert connection.headers(address, environ).get("Authorization") == sent
+
+
+def test_the_credentials_file_is_read(home):
+    (home / ".mlflow").mkdir()
+    text = "[mlflow]\nmlflow_tracking_username = me\nmlflow_tracking_password = p%55\n"
+    (home / ".mlflow" / "credentials").write_text(text)
+    assert connection.headers(HOST, {})["Authorization"] == basic("me:p%55")
+    assert connection.headers(HOST, {"MLFLOW_TRACKING_PASSWORD": "x"})["Authorization"] == basic("me:x")
+
+
+def test_a_credentials_file_that_is_none_is_named_and_not_quoted(home):
+    (home / ".mlflow").mkdir()
+    (home / ".mlflow" / "credentials").write_text("password = pa55\n")
+    with pytest.raises(ConfigError, match="credentials cannot be read") as caught:
+        connection.headers(HOST, {})
+    assert "pa55" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_the_workspace_goes_along():
+    assert connection.headers(HOST, {"MLFLOW_WORKSPACE": " team "})["X-MLFLOW-WORKSPACE"] == "team"
+
+
+def test_header_plug_ins_are_asked_each_time(tmp_path, monkeypatch):
+    (tmp_path / "header_plugin.py").write_text(
+        "class Provider:\n"
+        "    def in_context(self): return True\n"
+        "    def request_headers(self): return {'X-From': 'plugin'}\n"
+    )
+    info = tmp_path / "plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mlflow.request_header_provider]\nours = header_plugin:Provider\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    connection._plugins.cache_clear()
+    try:
+        assert connection.headers(HOST, {})["X-From"] == "plugin"
+    finally:
+        connection._plugins.cache_clear()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+def test_a_limit_that_is_no_number_is_said(value):
+    with pytest.raises(ConfigError, match="MLFLOW_HTTP_REQUEST_TIMEOUT is"):
+        connection.pool_manager(HOST, {"MLFLOW_HTTP_REQUEST_TIMEOUT": value})
+
+
+def test_the_limit_is_mlflows():
+    pool = connection.pool_manager(HOST, {"MLFLOW_HTTP_REQUEST_TIMEOUT": "7"})
+    limit = pool.connection_pool_kw["timeout"]
+    assert (limit.connect_timeout, limit.read_timeout) == (7, 7)
+    assert connection.pool_manager(HOST, {}).connection_pool_kw["timeout"].read_timeout == 120
+
+
+def test_tls_is_checked_unless_it_is_said_otherwise():
+    def mode(environ: dict[str, str]) -> tuple[bool, ssl.VerifyMode]:
+        context = connection.pool_manager(HOST, environ).connection_pool_kw["ssl_context"]
+        return context.check_hostname, context.verify_mode
+
+    assert mode({}) == (True, ssl.CERT_REQUIRED)
+    assert mode({"MLFLOW_TRACKING_INSECURE_TLS": "false"}) == (True, ssl.CERT_REQUIRED)
+    assert mode({"MLFLOW_TRACKING_INSECURE_TLS": "true"}) == (False, ssl.CERT_NONE)
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH"])
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path, variable, content):
+    path = tmp_path / "cert.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=f"{variable} names no certificate that can be read"):
+        connection.pool_manager(HOST, {variable: str(path)})
+
+
+def test_an_authority_and_no_check_contradict_each_other():
+    environ = {"MLFLOW_TRACKING_SERVER_CERT_PATH": "x", "MLFLOW_TRACKING_INSECURE_TLS": "1"}
+    with pytest.raises(ConfigError, match="contradict each other"):
+        connection.pool_manager(HOST, environ)
+
+
+@pytest.mark.parametrize(
+    ("environ", "address", "proxy"),
+    [
+        ({}, HOST, None),
+        ({"http_proxy": "http://proxy:3128"}, HOST, "http://proxy:3128"),
+        ({"http_proxy": "proxy:3128"}, HOST, "http://proxy:3128"),
+        ({"https_proxy": "http://proxy:3128"}, HOST, None),
+        ({"all_proxy": "http://proxy:3128"}, Address("https://host"), "http://proxy:3128"),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "host"}, HOST, None),
+    ],
+)
+def test_proxies_come_from_the_environment(monkeypatch, environ, address, proxy):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    pool = connection.pool_manager(address, {})
+    found = pool.proxy.url if isinstance(pool, urllib3.ProxyManager) and pool.proxy is not None else None
+    assert found == proxy
+
+
+def test_a_proxys_login_is_sent_as_a_header(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://me:p%40w@proxy:3128")
+    pool = connection.pool_manager(HOST, {})
+    assert isinstance(pool, urllib3.ProxyManager)
+    assert pool.proxy_headers["proxy-authorization"] == basic("me:p@w")
+
+
+def test_what_is_secret_is_known():
+    environ = {"MLFLOW_TRACKING_TOKEN": "t0ken"}
+    assert connection.secrets(HOST, environ) >= {"t0ken"}
+    both = connection.secrets(Address("http://me:p%2F55@host"), {})
+    assert both >= {"p%2F55", "p/55", basic("me:p/55").removeprefix("Basic ")}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [({}, False), ({"MLFLOW_TRACKING_AUTH": "kubernetes"}, True), ({"MLFLOW_TRACKING_AWS_SIGV4": "true"}, True)],
+)
+def test_requests_that_a_plug_in_signs_need_mlflows_own_client(environ, expected):
+    assert connection.needs_own_client(environ) is expected

@@ -1,0 +1,199 @@
+"""Large objects in parts, straight to the store behind a real server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+from faults.proxy import Answer, FaultProxy
+from mlflow_servers import MlflowServer, mlflow_version
+from servers import S3Server
+
+pytest.importorskip("urllib3", reason="comes with the extra mlflow")
+
+from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.errors import SinkAuthError, SourceChanged, TransientSinkError
+from stagesink.sinks.mlflow import MlflowSink
+from stagesink.testing import GeneratedSource
+from stagesink.transfer import Transfer, TransferOptions, plan_file
+
+PART = 5 << 20  # S3 takes no smaller ones, but for the last
+SIZE = 2 * PART + 12_345
+
+
+@pytest.fixture(autouse=True)
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", str(PART))
+    monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", str(PART))
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "true")
+
+
+@pytest.fixture
+def proxy(mlflow_s3_server: MlflowServer) -> Iterator[FaultProxy]:
+    """Stands before the server and writes down what it is asked; the parts go past it."""
+    with FaultProxy(mlflow_s3_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def sink(proxy: FaultProxy) -> MlflowSink:
+    return MlflowSink(f"mlflow+http://127.0.0.1:{proxy.port}")
+
+
+@pytest.fixture
+def key(mlflow_s3_server: MlflowServer) -> ArtifactKey:
+    return ArtifactKey(mlflow_s3_server.run(), "a b/größe.bin")
+
+
+def calls(proxy: FaultProxy) -> list[str]:
+    """Name the requests that put something, in short."""
+    paths = [path for method, path in proxy.requests if method in ("PUT", "POST")]
+    return [path.partition("/mpu/")[2].partition("/")[0] or "whole" for path in paths]
+
+
+def unfinished(moto: S3Server) -> list[str]:
+    found = moto.boto3().list_multipart_uploads(Bucket="mlflow").get("Uploads", [])
+    return [upload["Key"] for upload in found]
+
+
+def test_a_large_object_goes_in_parts_past_the_server(
+    sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, mlflow_moto: S3Server
+) -> None:
+    counted: list[int] = []
+    source = GeneratedSource(SIZE, seed=1)
+    stored = sink.put(key, source, on_bytes=counted.append)
+    assert (stored.size, sum(counted)) == (SIZE, SIZE)
+    assert calls(proxy) == ["create", "complete"]
+    with sink.open(key) as stream:
+        assert hashlib.sha256(stream.read()).hexdigest() == source.digest()
+    assert sink.stat(key) == stored
+    assert unfinished(mlflow_moto) == []
+
+
+@pytest.mark.parametrize("size", [0, PART - 1])
+def test_a_small_one_goes_whole(sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, size: int) -> None:
+    sink.put(key, GeneratedSource(size, seed=1))
+    assert calls(proxy) == ["whole"]
+
+
+@pytest.mark.parametrize("size", [PART, 2 * PART])
+def test_the_last_part_may_be_a_whole_one(sink: MlflowSink, key: ArtifactKey, size: int) -> None:
+    source = GeneratedSource(size, seed=3)
+    sink.put(key, source)
+    with sink.open(key) as stream:
+        assert hashlib.sha256(stream.read()).hexdigest() == source.digest()
+
+
+def test_it_can_be_switched_off(
+    sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+    sink.put(key, GeneratedSource(SIZE, seed=1))
+    assert calls(proxy) == ["whole"]
+
+
+def test_the_server_is_asked_where_nothing_is_said(
+    sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+    sink.put(key, GeneratedSource(SIZE, seed=1))
+    assert ("GET", "/api/3.0/mlflow/server-info") in proxy.requests
+    # Servers tell since MLflow 3.15 or so; one that does not offers nothing.
+    assert calls(proxy) == (["create", "complete"] if mlflow_version() >= (3, 15) else ["whole"])
+
+
+def test_a_server_without_it_gets_the_object_whole(mlflow_server: MlflowServer) -> None:
+    with FaultProxy(mlflow_server.port) as proxy:
+        sink = MlflowSink(f"mlflow+http://127.0.0.1:{proxy.port}")
+        key = ArtifactKey(mlflow_server.run(), "big.bin")
+        with pytest.raises(TransientSinkError, match="does not offer it"):
+            sink.put(key, GeneratedSource(SIZE, seed=1))
+        sink.put(key, GeneratedSource(SIZE, seed=1))  # as the engine does next
+        assert calls(proxy) == ["create", "whole"]
+        sink.put(key, GeneratedSource(SIZE, seed=2))
+        assert calls(proxy) == ["create", "whole", "whole"]
+
+
+def test_a_store_that_only_the_server_reaches_gets_the_object_through_it(
+    sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, mlflow_moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink._store, "_connect", _dead_pool)
+    with pytest.raises(TransientSinkError, match="the store behind the server cannot be reached"):
+        sink.put(key, GeneratedSource(SIZE, seed=1))
+    assert calls(proxy) == ["create", "abort"]
+    assert unfinished(mlflow_moto) == []
+    sink.put(key, GeneratedSource(SIZE, seed=1))
+    assert calls(proxy) == ["create", "abort", "whole"]
+
+
+def test_a_source_that_ends_early_leaves_nothing(
+    sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, mlflow_moto: S3Server
+) -> None:
+    class Short(MemorySource):
+        @property
+        def size(self) -> int:
+            return SIZE
+
+    for data in (b"x" * (SIZE - 1), b"x" * (SIZE + 1), b"x" * PART):
+        with pytest.raises(SourceChanged):
+            sink.put(key, Short(data))
+    assert calls(proxy) == ["create", "abort"] * 3
+    assert sink.stat(key) is None
+    assert unfinished(mlflow_moto) == []
+
+
+def test_a_complete_that_fails_takes_the_parts_back(
+    sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, mlflow_moto: S3Server
+) -> None:
+    proxy.plan(Answer(403), path="/mpu/complete")
+    with pytest.raises(SinkAuthError):
+        sink.put(key, GeneratedSource(SIZE, seed=1))
+    assert calls(proxy) == ["create", "complete", "abort"]
+    assert sink.stat(key) is None
+    assert unfinished(mlflow_moto) == []
+
+
+def test_many_at_once_share_their_buffers_and_all_land(sink: MlflowSink, key: ArtifactKey, tmp_path: object) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    sources = {ArtifactKey(key.run_id, f"{n}.bin"): GeneratedSource(SIZE, seed=n) for n in range(12)}
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(sink.put, sources, sources.values()))
+    for each, source in list(sources.items())[::4]:
+        with sink.open(each) as stream:
+            assert hashlib.sha256(stream.read()).hexdigest() == source.digest()
+
+
+def test_the_signature_of_a_part_is_in_no_error(
+    sink: MlflowSink, key: ArtifactKey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sink._store, "_connect", _dead_pool)
+    caplog.set_level("DEBUG")
+    with pytest.raises(TransientSinkError) as caught:
+        sink.put(key, GeneratedSource(SIZE, seed=1))
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "Signature" not in repr(error) + str(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def test_the_engine_lands_it(sink: MlflowSink, key: ArtifactKey, tmp_path: object) -> None:
+    from pathlib import Path
+
+    path = Path(str(tmp_path)) / "big.bin"
+    path.write_bytes(b"0123456789" * 1_200_000)
+    (receipt,) = Transfer(sink, TransferOptions(verify="full")).run(plan_file(key.run_id, "big.bin", path))
+    assert (receipt.status, receipt.verified_by) == ("uploaded", "readback")
+
+
+def _dead_pool() -> object:
+    import urllib3
+
+    class Dead(urllib3.PoolManager):
+        def urlopen(self, method: str, url: str, redirect: bool = True, **kw: object) -> urllib3.BaseHTTPResponse:
+            raise urllib3.exceptions.NewConnectionError(
+                urllib3.connection.HTTPConnection("127.0.0.1"), f"refused: {url}"
+            )
+
+    return Dead(retries=False)
