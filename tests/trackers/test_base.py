@@ -315,7 +315,7 @@ def test_without_mlflow_it_is_said_what_to_install(
 ) -> None:
     pytest.importorskip("urllib3", reason="comes with the extra mlflow")
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with MLflowTrainingTracker(sink=NOWHERE) as tracker:
+    with MLflowTrainingTracker(sink="mlflow+sqlite:///none.db") as tracker:
         assert tracker.run_id is None
     assert "pip install 'stagesink[mlflow]'" in caplog.text
 
