@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, closing
 from typing import Any, BinaryIO, cast
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
-from stagesink.errors import ArtifactNotFound, InvalidKey, RunNotFound, SinkError
+from stagesink.errors import ArtifactNotFound, DeleteNotSupported, InvalidKey, RunNotFound, SinkError
 from stagesink.sinks._backend_errors import translating
 from stagesink.sinks.protocol import OnBytes
 from stagesink.streams import chunks
@@ -84,11 +84,13 @@ class ClientRoot:
                     yield from self._found(entry)
 
     def delete(self, key: ArtifactKey) -> None:
-        if self.stat(key) is None:
-            return
-        with self._translating(f"{self.uri}/{key.path} could not be removed"):
-            # The client has no public way to remove one artifact; this is what its own command line goes through.
-            self._client._tracking_client._get_artifact_repo(self._run_id).delete_artifacts(key.path)
+        if self.stat(key) is not None:
+            # Its repositories could, but before MLflow 2.17 fail at a file, and before 3.16 take along, on object
+            # stores, whatever begins with the object's name.
+            raise DeleteNotSupported(
+                f"{self.uri}/{key.path} could not be removed: mlflow's client cannot remove one artifact.",
+                hint="Leave artifacts.engine at 'stagesink', or remove it in the store by hand.",
+            )
 
     def close(self) -> None:
         """The client keeps nothing open that could be closed."""

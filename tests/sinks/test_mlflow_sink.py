@@ -1,0 +1,193 @@
+"""Which way a run's artifacts go, what is imported for it, and what is shown of it."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow_servers import MlflowServer, s3_environment
+from servers import S3Server, free_port
+
+pytest.importorskip("urllib3", reason="comes with the extra mlflow")
+
+from stagesink import open_sink
+from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.errors import ConfigError, SinkConflict
+from stagesink.sinks.mlflow import MlflowSink, direct
+from stagesink.sinks.mlflow.address import Address
+from stagesink.sinks.mlflow.proxied import split_root
+from stagesink.transfer import Transfer, list_committed, plan_file, plan_tree
+
+HOST = Address("http://host:5000/prefix")
+
+
+@pytest.mark.parametrize(
+    ("root", "server", "folder"),
+    [
+        ("mlflow-artifacts:/1/r/artifacts", "http://host:5000/prefix", "1/r/artifacts"),
+        ("mlflow-artifacts:///1/r/artifacts", "http://host:5000/prefix", "1/r/artifacts"),
+        ("mlflow-artifacts://other:81/1/r/artifacts", "http://other:81/prefix", "1/r/artifacts"),
+        ("mlflow-artifacts:/api/2.0/mlflow-artifacts/artifacts/1/r", "http://host:5000/prefix", "1/r"),
+        ("http://other/x/api/2.0/mlflow-artifacts/artifacts/1/r/", "http://other/x", "1/r"),
+    ],
+)
+def test_an_artifact_root_names_server_and_folder(root, server, folder):
+    assert split_root(root, HOST) == (server, folder)
+
+
+@pytest.mark.parametrize(
+    ("root", "environ", "uri", "options"),
+    [
+        ("/a/b", {}, "file:/a/b", {}),
+        ("file:///a/b%20c", {}, "file:/a/b c", {}),
+        ("/a/b%20c", {}, "file:/a/b%20c", {}),
+        ("s3://bucket/a", {}, "s3://bucket/a", {}),
+        (
+            "s3://bucket/a",
+            {"MLFLOW_S3_ENDPOINT_URL": "http://s3", "MLFLOW_S3_IGNORE_TLS": "true"},
+            "s3://bucket/a",
+            {"endpoint_url": "http://s3", "client_kwargs": {"verify": False}},
+        ),
+        (
+            "s3://bucket/a",
+            {"MLFLOW_S3_UPLOAD_EXTRA_ARGS": '{"ServerSideEncryption": "AES256"}'},
+            "s3://bucket/a",
+            {"s3_additional_kwargs": {"ServerSideEncryption": "AES256"}},
+        ),
+        ("gs://bucket/a", {}, "gs://bucket/a", {}),
+        (
+            "wasbs://box@account.blob.core.windows.net/a/b",
+            {"AZURE_STORAGE_ACCESS_KEY": "k"},
+            "az://box/a/b",
+            {"account_name": "account", "account_key": "k"},
+        ),
+        (
+            "abfss://box@account.dfs.core.windows.net/a",
+            {"AZURE_STORAGE_CONNECTION_STRING": "c"},
+            "az://box/a",
+            {"account_name": "account", "connection_string": "c"},
+        ),
+        ("wasbs://box@account.blob.x/a", {}, "az://box/a", {"account_name": "account", "anon": False}),
+    ],
+)
+def test_a_store_is_reached_with_mlflows_own_variables(monkeypatch, root, environ, uri, options):
+    for name in ("AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_CONNECTION_STRING"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert direct.opens(root)
+    assert direct._location(root) == (uri, options)
+
+
+@pytest.mark.parametrize("root", ["dbfs:/a", "hdfs://h/a", "ftp://h/a", "plugin://x"])
+def test_what_mlflow_alone_knows_goes_its_way(root):
+    assert not direct.opens(root)
+
+
+@pytest.mark.parametrize("value", ["ServerSideEncryption=AES256", "[1]"])
+def test_extra_arguments_that_are_no_object_are_said(monkeypatch, value):
+    monkeypatch.setenv("MLFLOW_S3_UPLOAD_EXTRA_ARGS", value)
+    with pytest.raises(ConfigError, match="MLFLOW_S3_UPLOAD_EXTRA_ARGS is no JSON object"):
+        direct._location("s3://bucket/a")
+
+
+def test_a_password_is_shown_nowhere_and_survives_pickling():
+    sink = open_sink("mlflow+http://me:pa55@host:5000")
+    assert isinstance(sink, MlflowSink)
+    assert "pa55" not in sink.uri + repr(sink)
+    assert pickle.loads(pickle.dumps(sink)).tracking_uri == sink.tracking_uri == "http://me:pa55@host:5000"
+
+
+def test_a_pickled_sink_means_the_same_server_elsewhere(monkeypatch):
+    for tracking_uri in ("http://here:1", "databricks", "sqlite:///x.db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+        data = pickle.dumps(open_sink("mlflow:"))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:1")
+        assert pickle.loads(data).tracking_uri == tracking_uri
+
+
+def test_mlflow_is_not_imported_for_a_server_that_speaks_http(mlflow_server: MlflowServer) -> None:
+    program = (
+        "import sys\n"
+        "from stagesink import ArtifactUploader\n"
+        "with ArtifactUploader(sys.argv[2], sink=sys.argv[1], on_failure='raise') as uploader:\n"
+        "    assert uploader.upload_file(sys.argv[3], 'metrics.json')\n"
+        "assert 'mlflow' not in sys.modules\n"
+    )
+    run_id = mlflow_server.run()
+    subprocess.run([sys.executable, "-c", program, mlflow_server.sink_uri, run_id, __file__], check=True)
+    assert set(mlflow_server.listed(run_id)) == {"metrics.json", "metrics.json.manifest.json"}
+
+
+def test_a_root_that_is_a_folder_of_the_servers_own_machine_is_noticed(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A relative root: the server reads it from its folder, we from ours, as if it were another machine.
+    run_id = mlflow_server.run(mlflow_server.experiment("file:relative-root"))
+    root = mlflow_server.info(run_id)["artifact_uri"]
+    if root.startswith("file:///") or root.startswith("/"):
+        monkeypatch.setattr(direct, "_location", lambda root: (f"file:{tmp_path}/elsewhere/artifacts", {}))
+    monkeypatch.chdir(tmp_path)
+    sink = MlflowSink(mlflow_server.sink_uri)
+    with pytest.raises(SinkConflict, match="artifact root is a folder of its own machine") as caught:
+        sink.put(ArtifactKey(run_id, "a/b.bin"), MemorySource(b"x"))
+    assert "--artifacts-destination" in str(caught.value)
+
+
+def test_a_direct_folder_is_synced_once_for_many_small_objects(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    run_id = mlflow_server.run(mlflow_server.experiment((tmp_path / "root").as_uri()))
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(100):
+        (tree / f"{number}.bin").write_bytes(b"x")
+    sink = MlflowSink(mlflow_server.sink_uri)
+    with sink.batch() as batch:
+        batch.put(ArtifactKey(run_id, "first"), MemorySource(b"1"))
+        assert type(batch._root(run_id)._sink).__name__ == "_BatchedLocalSink"  # type: ignore[attr-defined]
+    assert len(Transfer(sink).run(plan_tree(run_id, "checkpoint", tree))) == 100
+    assert len(mlflow_server.listed(run_id)) == 102
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # mlflow's own store uses what its libraries have deprecated
+def test_a_sqlite_store_needs_no_server(mlflow: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy", reason="comes with the whole mlflow")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment("x", artifact_location=(tmp_path / "artifacts").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    sink = open_sink(f"mlflow+{uri}")
+    Transfer(sink).run(plan_file(run_id, "metrics.json", __file__))
+    assert [manifest.path for manifest in list_committed(sink, run_id)] == ["metrics.json"]
+    assert (tmp_path / "artifacts" / run_id / "artifacts" / "metrics.json").read_bytes() == Path(__file__).read_bytes()
+
+
+def test_a_direct_store_gets_mlflows_extra_arguments(
+    mlflow_server: MlflowServer, mlflow_moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_environment(mlflow_moto).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_S3_UPLOAD_EXTRA_ARGS", '{"StorageClass": "STANDARD_IA"}')
+    run_id = mlflow_server.run(mlflow_server.experiment("s3://mlflow/extra"))
+    stored = MlflowSink(mlflow_server.sink_uri).put(ArtifactKey(run_id, "a.bin"), MemorySource(b"x"))
+    head = mlflow_moto.boto3().head_object(Bucket="mlflow", Key=f"extra/{run_id}/artifacts/a.bin")
+    assert (head["StorageClass"], stored.uri) == ("STANDARD_IA", f"s3://mlflow/extra/{run_id}/artifacts/a.bin")
+
+
+def test_a_run_is_looked_up_once(mlflow_server: MlflowServer) -> None:
+    from faults.proxy import FaultProxy
+
+    run_id = mlflow_server.run()
+    with FaultProxy(mlflow_server.port) as proxy:
+        sink = MlflowSink(f"mlflow+http://127.0.0.1:{proxy.port}")
+        for name in ("a", "b"):
+            sink.put(ArtifactKey(run_id, name), MemorySource(b"x"))
+        assert sum("runs/get" in path for _, path in proxy.requests) == 1
+
+
+def test_opening_asks_nothing() -> None:
+    sink = open_sink(f"mlflow+http://127.0.0.1:{free_port()}")
+    sink.close()
