@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from mlflow_servers import MlflowServer
@@ -102,11 +103,12 @@ def test_a_trials_own_process_joins_its_run_and_uploads_nothing(
 def test_without_a_sweeps_run_there_are_no_runs_of_trials(
     server: MlflowServer, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sweep = MLflowSweepTracker("0" * 32, sink=server.sink_uri)
-    before = len(client.search_runs(["0"]))
-    with sweep, sweep.trial(0) as trial:
+    name = f"stays empty {uuid4()}"
+    experiment_id = client.create_experiment(name)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+    with MLflowSweepTracker("0" * 32, sink=server.sink_uri) as sweep, sweep.trial(0) as trial:
         assert trial.log_metrics({"a": 1}) is False
-    assert len(client.search_runs(["0"])) == before
+    assert client.search_runs([experiment_id]) == []
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
 
 
