@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -411,3 +411,40 @@ def test_an_end_that_fails_leaves_no_run_active(
     with caplog.at_level(logging.CRITICAL), pytest.raises(TransientSinkError):
         run.end("FINISHED")
     assert mlflow.active_run() is None
+
+
+def test_a_run_of_another_is_not_left_active_either(
+    mlflow: Any, client: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = f"http://127.0.0.1:{proxy.port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", there)
+    run = resume_run(there, client.create_run("0").info.run_id)
+    assert mlflow.active_run() is not None
+    proxy.plan(Reset(), times=100)
+    with pytest.raises(TransientSinkError):
+        run.end("FINISHED")
+    assert mlflow.active_run() is None
+
+
+def test_a_server_that_is_gone_is_waited_for_once(
+    mlflow: Any, client: Any, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    run = start_run(f"http://127.0.0.1:{proxy.port}")
+
+    def paths_asked(call: Callable[[], None]) -> list[str]:
+        before = len(proxy.requests)
+        with pytest.raises(TransientSinkError):
+            call()
+        return [target.rpartition("/")[2] for _, target in proxy.requests[before:]]
+
+    proxy.plan(DropReply(), times=100)
+    assert paths_asked(lambda: run.log_metrics({"a": 1})) == ["log-batch"] * 3
+    assert paths_asked(lambda: run.log_metrics({"a": 1})) == ["health"]
+    assert paths_asked(lambda: run.end("FINISHED")) == ["update"]
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    proxy.forget()
+    run.log_metrics({"b": 1})
+    run.end("FINISHED")
+    assert client.get_run(run.run_id).info.status == "FINISHED"

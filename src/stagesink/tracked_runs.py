@@ -39,6 +39,7 @@ _HINTS: dict[type[SinkError], str] = {
 }
 _REFUSED = "A parameter keeps its first value, and a name has at most 250 letters, digits, '_', '-', '.', ' ' and '/'."
 _SILENT = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _RUN_ID = "MLFLOW_RUN_ID"
 
 _environment = threading.Lock()
@@ -194,13 +195,15 @@ class TrackedRun:
         SinkError
             The server refused or could not be reached.
         """
-        with self._server.asked(f"Run {self.run_id} could not be ended"), _quiet():
-            info = self._found
-            if info is not None and info.status not in _ENDED:
-                info = self._server.client.get_run(self.run_id).info
-            last = status if info is None else info.status
-            if self._is_active:
-                _deactivate(self.run_id, last)
+        info = self._found
+        with self._server.asked(f"Run {self.run_id} could not be ended"), _in_peace(once=self._server.is_gone):
+            try:
+                if info is not None and info.status not in _ENDED:
+                    info = self._server.client.get_run(self.run_id).info
+            finally:
+                last = status if info is None else info.status
+                if self._is_active:
+                    _deactivate(self.run_id, last)
             if last in _ENDED:
                 # Not left to MLflow's own end, which would also move the end of a run that had ended long ago.
                 end_time = None if info is None else info.end_time
@@ -220,7 +223,14 @@ class TrackedRun:
 
 
 class _Server:
-    """One tracking server, and what its client raises in our terms."""
+    """One tracking server, and what its client raises in our terms.
+
+    Attributes
+    ----------
+    client : mlflow.MlflowClient
+    is_gone : bool
+        What was asked last got no answer.
+    """
 
     def __init__(self, tracking_uri: str) -> None:
         try:
@@ -233,6 +243,7 @@ class _Server:
             ) from error
         self._address = Address(tracking_uri)
         self._secrets = secrets(self._address)
+        self.is_gone = False
         reach(self._address)
         self.client = client_of(self._address, self._secrets)
 
@@ -247,7 +258,9 @@ class _Server:
         try:
             with translating(doing, missing=missing, secrets=self._secrets):
                 yield
+            self.is_gone = False
         except SinkError as error:
+            self.is_gone = isinstance(error, TransientSinkError)
             error.hint = hints.get(type(error), error.hint)
             raise
 
@@ -297,9 +310,15 @@ class _Server:
         """Send it all; the client cuts it into batches of the size that servers take."""
         from mlflow.entities import Metric, Param, RunTag
 
+        from stagesink.sinks.mlflow.tracking import reach
+
         now = int(time.time() * 1000)
         doing = f"The {what} could not be logged to run {run_id}"
         with self.asked(doing, missing=RunNotFound, hints={**_HINTS, SinkError: _REFUSED}):
+            if self.is_gone:
+                reach(
+                    self._address
+                )  # the client goes on for minutes: once is enough for a training that logs each step
             self.client.log_batch(
                 run_id,
                 metrics=[Metric(name, value, now, step) for name, value in (metrics or {}).items()],
@@ -369,11 +388,19 @@ def _deactivate(run_id: str, status: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep mlflow from printing the server's address, password and all, and from forgetting MLFLOW_RUN_ID."""
+def _in_peace(*, once: bool) -> Iterator[None]:
+    """Keep mlflow from printing the server's address, password and all, and from forgetting MLFLOW_RUN_ID.
+
+    Parameters
+    ----------
+    once : bool
+        Keep it from trying for minutes too.
+    """
     with _environment:
-        before = {name: os.environ.get(name) for name in (_SILENT, _RUN_ID)}
+        before = {name: os.environ.get(name) for name in (_SILENT, _RETRIES, _RUN_ID)}
         os.environ[_SILENT] = "true"
+        if once:
+            os.environ[_RETRIES] = "0"
         try:
             yield
         finally:
