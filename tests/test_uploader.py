@@ -30,6 +30,7 @@ from stagesink.errors import (
     ConfigError,
     EmptyTree,
     InvalidKey,
+    RunNotFound,
     SinkError,
     SourceNotFound,
     StagesinkError,
@@ -694,6 +695,29 @@ def test_what_is_no_path_never_kills_the_training(sink: MemorySink, path: Any, s
     assert objects(sink) == {}
 
 
+def test_what_goes_along_with_uploads_fails_as_they_do(
+    sink: MemorySink, metrics_json: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader = ArtifactUploader("run", sink=sink)
+    for error in (RunNotFound("No such run.", hint="Check it."), KeyError("a defect")):
+        with uploader.guard("The run was not told"):
+            raise error
+    known, defect = (record for record in caplog.records if record.name == "stagesink")
+    assert known.getMessage() == "The run was not told: No such run. Check it."
+    assert known.exc_info is None
+    assert defect.exc_info is not None
+    assert len(uploader.errors) == 2
+    with pytest.raises(KeyboardInterrupt), uploader.guard("The run was not told"):
+        raise KeyboardInterrupt
+    error = RunNotFound("No such run.")
+    with (
+        pytest.raises(RunNotFound) as caught,
+        ArtifactUploader("run", sink=sink, on_failure="raise").guard("The run was not told"),
+    ):
+        raise error
+    assert caught.value is error
+
+
 # -- metrics and progress ----------------------------------------------------------------------------------------------
 
 
@@ -762,6 +786,25 @@ def test_the_run_is_found_by_precedence(
     assert uploader.upload_file(metrics_json) is True
     assert uploader.run_id == expected
     assert landed(sink, expected) == {"out-metrics.json"}
+
+
+class Tracked(MemorySink):
+    tracks_runs = True
+    tracking_uri = "http://user:secret@host"
+
+
+def test_a_sink_that_tracks_runs_says_where_and_gets_none_made_up(
+    metrics_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploader = ArtifactUploader(sink=Tracked("tracked"))
+    assert uploader.tracking_uri == "http://user:secret@host"
+    assert uploader.named_run_id is None
+    assert uploader.upload_file(metrics_json) is False
+    assert isinstance(uploader.errors[0], RunNotFound)
+    monkeypatch.setenv("MLFLOW_RUN_ID", "named")
+    uploader = ArtifactUploader(sink=Tracked("tracked"))
+    assert uploader.named_run_id == uploader.run_id == "named"
+    assert ArtifactUploader(sink=MemorySink("untracked")).tracking_uri is None
 
 
 def test_all_stages_of_a_process_share_one_local_run_which_is_said_once(
