@@ -255,7 +255,9 @@ def test_a_run_that_is_active_already_stays_so(uri: str, client: Any, as_own: An
     with as_own.start_run() as active:
         resume_run(uri, active.info.run_id).end("FAILED")
         assert as_own.active_run().info.run_id == active.info.run_id
-        assert client.get_run(active.info.run_id).info.status == "RUNNING"
+        info = client.get_run(active.info.run_id).info
+        assert info.status == "RUNNING"
+        assert not info.end_time
     assert client.get_run(active.info.run_id).info.status == "FINISHED"
 
 
