@@ -8,8 +8,10 @@ is renewed in the environment is used.
 from __future__ import annotations
 
 import configparser
+import logging
 import math
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from functools import cache
@@ -30,6 +32,7 @@ SECONDS = 120.0
 
 _CONNECT_SECONDS = 15.0  # a server that is there answers the knock sooner; the rest is for its work
 _CONNECTIONS = 64  # as many as there may be workers
+_SIGNED = re.compile(r"\?.*(signature|sig)=", re.IGNORECASE)
 _SENT_AT_ONCE = 1 << 18  # bytes; urllib3's own 16 KiB cost a system call each
 
 
@@ -107,8 +110,24 @@ def pool_manager(address: Address, environ: Mapping[str, str] = os.environ) -> u
     return urllib3.ProxyManager(proxy, proxy_headers=proxy_headers, **settings)
 
 
+class _NoSignatures(logging.Filter):
+    """Leaves the query of a signed URL out of urllib3's own debug log: whoever has it can write there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                f"{arg.partition('?')[0]}?***" if isinstance(arg, str) and _SIGNED.search(arg) else arg
+                for arg in record.args
+            )
+        return True
+
+
+_no_signatures = _NoSignatures()
+
+
 def presigned_pool() -> urllib3.PoolManager:
     """Make the connections to a store that the server sends us to. They carry no credentials: the URL is signed."""
+    logging.getLogger("urllib3.connectionpool").addFilter(_no_signatures)
     context = _default_context()
     if _is_true("MLFLOW_S3_IGNORE_TLS", os.environ):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
