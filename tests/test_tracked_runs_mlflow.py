@@ -271,13 +271,14 @@ def test_a_run_that_was_ended_by_mlflows_own_function_does_not_end_another(uri: 
 
 
 def test_another_server_than_mlflows_own_changes_nothing_of_it(
-    uri: str, client: Any, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+    uri: str, client: Any, mlflow: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     run = start_run(uri)
     assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() == "http://127.0.0.1:1"
     run.end("FINISHED")
+    assert caplog.records == []  # nor was it tried
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
