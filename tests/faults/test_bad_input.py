@@ -564,7 +564,7 @@ def test_a_file_in_a_checkpoint_with_a_name_that_no_backend_should_see(bench: Be
     ("uri", "sentence"),
     [
         ("fiel:x", "No sink serves the scheme 'fiel'. Did you mean 'file'?"),
-        ("mlflow:", "No sink serves the scheme 'mlflow'."),
+        ("azureml:", "No sink serves the scheme 'azureml'."),
         ("wurst://x", "No sink serves the scheme 'wurst'."),
     ],
 )
