@@ -16,7 +16,7 @@ pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
 from stagesink import open_sink
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import ConfigError, SinkConflict
+from stagesink.errors import ConfigError, RunNotFound, SinkConflict
 from stagesink.sinks.mlflow import MlflowSink, direct
 from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.proxied import split_root
@@ -160,6 +160,8 @@ def test_a_sqlite_store_needs_no_server(mlflow: Any, tmp_path: Path) -> None:
     experiment = client.create_experiment("x", artifact_location=(tmp_path / "artifacts").as_uri())
     run_id = client.create_run(experiment).info.run_id
     sink = open_sink(f"mlflow+{uri}")
+    with pytest.raises(RunNotFound, match="Check the run id"):
+        sink.stat(ArtifactKey("0" * 32, "x"))
     Transfer(sink).run(plan_file(run_id, "metrics.json", __file__))
     assert [manifest.path for manifest in list_committed(sink, run_id)] == ["metrics.json"]
     assert (tmp_path / "artifacts" / run_id / "artifacts" / "metrics.json").read_bytes() == Path(__file__).read_bytes()

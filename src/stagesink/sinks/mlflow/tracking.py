@@ -96,8 +96,12 @@ class ClientTracking:
     def artifact_root(self, run_id: str) -> str:
         client = client_of(self._address, self._secrets)
         doing = f"Run {run_id} could not be looked up in {self._address.shown}"
-        with translating(doing, missing=RunNotFound, secrets=self._secrets):
-            info = client.get_run(run_id).info
+        try:
+            with translating(doing, missing=RunNotFound, secrets=self._secrets):
+                info = client.get_run(run_id).info
+        except RunNotFound as error:
+            error.hint = _RUN_HINT
+            raise
         return _living(run_id, info.lifecycle_stage, info.artifact_uri)
 
 
