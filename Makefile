@@ -8,13 +8,16 @@ DEV = $(if $(PYTHON),$(PYTHON),$(error No Python 3.10 or newer on PATH; name one
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench tox lint format constraints clean
+.PHONY: help test long demo bench tox lint format constraints clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 test: ## Lint, types, layers, and the suite on the oldest and the newest Python at hand
 	@$(DEV) test $(ARGS)
+
+long: ## The tests that take minutes: more shapes of MLflow runs, oldest and newest
+	@$(DEV) long $(ARGS)
 
 demo: ## Run the real pipeline: every artifact lands, is verified, listed and restored
 	@$(DEV) run demo stagesink demo $(ARGS)

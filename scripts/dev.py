@@ -1,6 +1,7 @@
 """Make the project's environments and run commands in them. Needs a Python of 3.10 or newer, and nothing installed.
 
 dev.py test               lint, types, layers, and the suite on the oldest and the newest Python at hand
+dev.py long               the tests that take minutes
 dev.py tox ARGS...        tox, with every Python at hand on its PATH
 dev.py run ENV COMMAND... a command in one of ENVIRONMENTS
 dev.py constraints        write the files of constraints anew (--upgrade: with the newest versions)
@@ -50,6 +51,9 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["test", *rest]:
             tox(["run", "-e", ",".join(short_list()), *rest])
+        case ["long", *rest]:
+            servers = [name for name in short_list() if "mlflow" in name]
+            tox(["run", "-e", ",".join(servers), "--", "-m", "long", *rest])
         case ["tox", *rest]:
             tox(rest)
         case ["run", name, command, *rest] if name in ENVIRONMENTS:

@@ -113,6 +113,7 @@ class TestProxiedS3(MlflowConformance):
         return MlflowSink(mlflow_s3_server.sink_uri)
 
 
+@pytest.mark.long
 class TestProxiedS3InParts(MlflowConformance):
     """As above, with every object that is not tiny sent past the server."""
 
@@ -163,6 +164,7 @@ class TestDirectS3(SinkConformance):
 _URLS = "mlflow's client takes names for pieces of URLs"
 
 
+@pytest.mark.long
 class TestOwnClient(MlflowConformance):
     """What ``artifacts.engine: mlflow`` goes through, with a folder for its store: the client's own ways are slow."""
 
