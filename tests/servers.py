@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -162,6 +163,8 @@ _SERVERS = pytest.StashKey[dict[str, Any]]()
 
 
 def installed(*packages: str) -> None:
-    """Skip where the environment ``core`` lacks a package on purpose."""
+    """Skip, a whole module too, where the environment ``core`` lacks a package on purpose. None is imported for it."""
     for package in packages:
-        pytest.importorskip(package, reason=f"{package} comes with an extra, which the core environment has not")
+        if importlib.util.find_spec(package) is None:
+            reason = f"{package} comes with an extra, which the core environment has not"
+            pytest.skip(reason, allow_module_level=True)

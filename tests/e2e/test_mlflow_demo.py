@@ -11,19 +11,21 @@ from typing import Any
 
 import pytest
 from mlflow_servers import MlflowServer
-
-pytest.importorskip("sklearn", reason="needs the extra demo")
-pytest.importorskip("optuna", reason="needs the extra demo")
-pytest.importorskip("skl2onnx", reason="needs the extra demo")
-pytest.importorskip("onnxruntime", reason="needs the extra demo")
+from servers import installed
 
 from stagesink.pipeline.demo import run_demo
 from stagesink.pipeline.report import DemoReport
 
-pytestmark = pytest.mark.timeout(300)  # eight processes, several of which import mlflow
+# Eight processes, several of which import mlflow; with pytest-xdist's loadgroup the demo runs in one worker only.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("demo")]
 
 EXPERIMENT = "the demo's"
 STAGES = ["hpo", "training", "conversion", "benchmark"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def demo() -> None:
+    installed("sklearn", "optuna", "skl2onnx", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,7 @@ def test_the_report_says_where_to_look(runs: dict[str, Any], mlflow_server: Mlfl
     assert report.predictions == 360
 
 
+@pytest.mark.long
 def test_a_named_run_gets_all_of_it_and_stdout_is_the_report_alone(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     named = mlflow_server.run()
     mlflow_server.finish(named)
