@@ -54,9 +54,9 @@ def calls(proxy: FaultProxy) -> list[str]:
     return [path.partition("/mpu/")[2].partition("/")[0] or "whole" for path in paths]
 
 
-def unfinished(moto: S3Server) -> list[str]:
+def unfinished(moto: S3Server, run_id: str) -> list[str]:
     found = moto.boto3().list_multipart_uploads(Bucket="mlflow").get("Uploads", [])
-    return [upload["Key"] for upload in found]
+    return [upload["Key"] for upload in found if run_id in upload["Key"]]
 
 
 def test_a_large_object_goes_in_parts_past_the_server(
@@ -70,7 +70,7 @@ def test_a_large_object_goes_in_parts_past_the_server(
     with sink.open(key) as stream:
         assert hashlib.sha256(stream.read()).hexdigest() == source.digest()
     assert sink.stat(key) == stored
-    assert unfinished(mlflow_moto) == []
+    assert unfinished(mlflow_moto, key.run_id) == []
 
 
 @pytest.mark.parametrize("size", [0, PART - 1])
@@ -124,7 +124,7 @@ def test_a_store_that_only_the_server_reaches_gets_the_object_through_it(
     with pytest.raises(TransientSinkError, match="the store behind the server cannot be reached"):
         sink.put(key, GeneratedSource(SIZE, seed=1))
     assert calls(proxy) == ["create", "abort"]
-    assert unfinished(mlflow_moto) == []
+    assert unfinished(mlflow_moto, key.run_id) == []
     sink.put(key, GeneratedSource(SIZE, seed=1))
     assert calls(proxy) == ["create", "abort", "whole"]
 
@@ -142,7 +142,7 @@ def test_a_source_that_ends_early_leaves_nothing(
             sink.put(key, Short(data))
     assert calls(proxy) == ["create", "abort"] * 3
     assert sink.stat(key) is None
-    assert unfinished(mlflow_moto) == []
+    assert unfinished(mlflow_moto, key.run_id) == []
 
 
 def test_a_complete_that_fails_takes_the_parts_back(
@@ -153,7 +153,7 @@ def test_a_complete_that_fails_takes_the_parts_back(
         sink.put(key, GeneratedSource(SIZE, seed=1))
     assert calls(proxy) == ["create", "complete", "abort"]
     assert sink.stat(key) is None
-    assert unfinished(mlflow_moto) == []
+    assert unfinished(mlflow_moto, key.run_id) == []
 
 
 def test_many_at_once_share_their_buffers_and_all_land(sink: MlflowSink, key: ArtifactKey, tmp_path: object) -> None:

@@ -454,8 +454,9 @@ class SinkConformance:
             source = GeneratedSource(20_000 + number, seed=number)
             assert sink.put(key, source).size == source.length
             assert _read(sink, key) == source.read()
-            assert sink.stat(key) is not None
-            assert key in {stored.key for stored in sink.list(run_id, f"thread-{number % 8}")}
+            assert _patiently(lambda: sink.stat(key)) is not None
+            listed = _patiently(lambda: list(sink.list(run_id, f"thread-{number % 8}")))
+            assert key in {stored.key for stored in listed}
             if number % 2:
                 self._delete(sink, key)
 
