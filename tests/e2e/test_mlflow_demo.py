@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from servers import installed
 from stagesink.pipeline.demo import run_demo
 from stagesink.pipeline.report import DemoReport
 
-# Eight processes, several of which import mlflow; with pytest-xdist's loadgroup the demo runs in one worker only.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.timeout(300)  # eight processes, several of which import mlflow
 
-EXPERIMENT = "the demo's"
+EXPERIMENT = f"the demo's {uuid.uuid4()}"  # each worker has its own, should the tests be spread
 STAGES = ["hpo", "training", "conversion", "benchmark"]
 
 
