@@ -120,6 +120,7 @@ class _Accepted(_End):
     def __init__(self, delay: float, target: int) -> None:
         super().__init__(delay)
         self._target = target
+        self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -136,9 +137,18 @@ class _Accepted(_End):
             return
         server.link(self)
         self.link(server, earliest=accepted + 2 * self._delay)
+        for data in self._early:
+            self._send(data)
         if self.transport.is_closing():
             server.transport.close()
         self.block(False)
+
+    def data_received(self, data: bytes) -> None:
+        # Before Python 3.11 a transport that is paused as it is made reads all the same.
+        if hasattr(self, "other"):
+            super().data_received(data)
+        else:
+            self._early.append(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         if hasattr(self, "other"):

@@ -75,7 +75,7 @@ def test_no_secret_is_shown(run):
 )
 def test_the_step_that_fails_is_named_and_the_probe_removed(fault, failing):
     sink = MemorySink("doctor")
-    steps = _probe(FaultySink(sink, fault))
+    steps = _probe(FaultySink(sink, fault), "probe-run")
     assert [step.name for step in steps] == STEPS[: STEPS.index(failing) + 1]
     assert [step.error is None for step in steps] == [True] * STEPS.index(failing) + [False]
     assert sink._store.objects == {}

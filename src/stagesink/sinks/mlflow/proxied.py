@@ -96,7 +96,9 @@ class ProxiedRoot:
         # Servers before 3.12 answer 500 where there is nothing, and all of them some error where there is a folder.
         if response.status not in (401, 403, 429) and self.stat(key) is None:
             raise ArtifactNotFound(f"{self.uri} holds no {key.path}.")
-        raise error or SinkError(f"{doing}: {self._http.name} answered {response.status}.")
+        raise error or SinkError(
+            f"{doing}: {self._http.name} answered {response.status}.", hint="Check what stands before the server."
+        )
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
         if not prefix:
