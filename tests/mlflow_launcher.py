@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -86,28 +87,34 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._migrated = folder / "runs.sqlite"
-        self._ports: dict[str, int] = {}
+        self._answers: dict[str, dict[str, Any]] = {}
 
     def answer(self, name: str, options: list[str], environment: dict[str, str]) -> dict[str, Any]:
         """Return the port of the server called ``name``, or the log of one that did not start."""
+        if name not in self._answers:
+            self._answers[name] = self._start(name, options, environment)
+        return self._answers[name]
+
+    def _start(self, name: str, options: list[str], environment: dict[str, str]) -> dict[str, Any]:
         folder = self._folder / name
-        if name not in self._ports:
-            folder.mkdir()
-            database, port = folder / "runs.sqlite", _free_port()
-            for module in ["moto.server"] if name == "moto" else ["mlflow.cli", "mlflow.server"]:
+        folder.mkdir()
+        database, port = folder / "runs.sqlite", _free_port()
+        for module in ["moto.server"] if name == "moto" else ["mlflow.cli", "mlflow.server"]:
+            try:
                 importlib.import_module(module)  # here, so that the forks need not
-            if self._migrated.exists():
-                shutil.copy(self._migrated, database)  # migrating an empty one takes more than a second
-            process = os.fork()
-            if not process:
-                os.environ.update(environment)
-                _run(name, folder, [*options, "--backend-store-uri", f"sqlite:///{database}"], port)
-            if not _answers(process, port):
-                return {"failure": (folder / "log").read_text()[-5000:]}
-            if database.exists() and not self._migrated.exists():
-                shutil.copy(database, self._migrated)
-            self._ports[name] = port
-        return {"port": self._ports[name], "folder": str(folder)}
+            except ImportError:
+                return {"failure": traceback.format_exc()}
+        if self._migrated.exists():
+            shutil.copy(self._migrated, database)  # migrating an empty one takes more than a second
+        process = os.fork()
+        if not process:
+            os.environ.update(environment)
+            _run(name, folder, [*options, "--backend-store-uri", f"sqlite:///{database}"], port)
+        if not _answers(process, port):
+            return {"failure": (folder / "log").read_text()[-5000:]}
+        if database.exists() and not self._migrated.exists():
+            shutil.copy(database, self._migrated)
+        return {"port": port, "folder": str(folder)}
 
 
 def _run(name: str, folder: Path, options: list[str], port: int) -> NoReturn:
