@@ -402,10 +402,28 @@ def _in_peace(*, once: bool) -> Iterator[None]:
         if once:
             os.environ[_RETRIES] = "0"
         try:
-            yield
+            with _without_links():
+                yield
         finally:
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+@contextmanager
+def _without_links() -> Iterator[None]:
+    """Keep MLflow 2.14 to 2.22 from it too, which print the address and have no variable against that."""
+    from mlflow import environment_variables
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient as Client
+
+    shows = getattr(Client, "_log_url", None)
+    if shows is None or hasattr(environment_variables, _SILENT):
+        yield
+        return
+    Client._log_url = lambda *_: None
+    try:
+        yield
+    finally:
+        Client._log_url = shows
