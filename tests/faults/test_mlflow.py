@@ -5,6 +5,7 @@ Each message is one sentence with what to do next, and nothing secret is in any 
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import ssl
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from faults.proxy import Answer, CutRequest, Delay, DropReply, Fault, FaultProxy, Reset, TruncateReply
-from mlflow_servers import MlflowServer
+from mlflow_servers import MlflowServer, mlflow_version
 from servers import free_port
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
@@ -104,7 +105,8 @@ def assert_nothing_secret(error: BaseException) -> None:
 
 
 def assert_not_secret(text: str) -> None:
-    for secret in (TOKEN, PASSWORD, "Signature="):
+    sent = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+    for secret in (TOKEN, PASSWORD, sent, "Signature="):
         assert secret not in text
 
 
@@ -529,3 +531,84 @@ def test_the_environment_is_left_as_it_was(uri: str, run_id: str, file: Path) ->
     with ArtifactUploader(run_id, sink=uri) as uploader:
         assert uploader.upload_file(file) is True
     assert dict(os.environ) == before
+
+
+# -- by mlflow's own client --------------------------------------------------------------------------------------------
+
+
+class TestOwnClient:
+    """``artifacts.engine: mlflow``: the errors of another client, of the same classes and as silent about secrets."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, mlflow_server: MlflowServer, uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with mlflow_server.client():  # imported without its warnings, and used so
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.partition("+")[2])
+            yield
+
+    @pytest.mark.parametrize(
+        ("fault", "kind"),
+        [
+            (Answer(401), SinkAuthError),
+            (Answer(403), SinkAuthError),
+            (Answer(413), SinkQuotaError),
+            (Answer(503), TransientSinkError),
+            (Answer(429), TransientSinkError),
+            (Reset(), TransientSinkError),
+            (DropReply(), TransientSinkError),
+        ],
+        ids=str,
+    )
+    def test_what_a_put_can_meet(
+        self, proxy: FaultProxy, uri: str, run_id: str, file: Path, fault: Fault, kind: type[SinkError]
+    ) -> None:
+        proxy.plan(fault, times=9, method="PUT")
+        assert type(failure(MlflowSink(uri, own_client=True), run_id, file)) is kind
+
+    def test_an_unknown_run(self, uri: str, file: Path) -> None:
+        assert type(failure(MlflowSink(uri, own_client=True), "0" * 32, file)) is RunNotFound
+
+    def test_a_deleted_run(self, mlflow_server: MlflowServer, uri: str, run_id: str, file: Path) -> None:
+        mlflow_server.delete_run(run_id)
+        assert "is deleted" in str(failure(MlflowSink(uri, own_client=True), run_id, file))
+
+    def test_nobody_there(self, run_id: str, file: Path) -> None:
+        uri = f"mlflow+http://me:{PASSWORD}@127.0.0.1:{free_port()}"
+        assert type(failure(MlflowSink(uri, own_client=True), run_id, file)) is TransientSinkError
+
+    def test_the_facade_says_it_in_one_line(
+        self,
+        proxy: FaultProxy,
+        uri: str,
+        run_id: str,
+        file: Path,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        proxy.plan(Answer(403), times=9, method="PUT")
+        monkeypatch.setenv("STAGESINK_ENGINE", "mlflow")
+        refused(uri, run_id, file, caplog)
+
+    @pytest.mark.parametrize("elsewhere", [None, "another server"])
+    def test_nothing_lands_on_another_server(
+        self,
+        uri: str,
+        run_id: str,
+        file: Path,
+        elsewhere: str | None,
+        mlflow_server: MlflowServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Before MLflow 3.2 its client sends artifacts where MLFLOW_TRACKING_URI says, whatever server one names."""
+        if elsewhere is None:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)  # the proxy's port is another
+        sink = MlflowSink(uri, own_client=True)
+        if mlflow_version() < (3, 2):
+            error = failure(sink, run_id, file)
+            assert type(error) is ConfigError
+            assert "MLFLOW_TRACKING_URI" in str(error)
+            assert mlflow_server.listed(run_id) == {}
+        else:
+            Transfer(sink, ONCE).run(plan_file(run_id, "metrics.json", file))

@@ -7,11 +7,13 @@ import posixpath
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
+from inspect import signature
 from typing import Any, BinaryIO, cast
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
-from stagesink.errors import ArtifactNotFound, DeleteNotSupported, InvalidKey, RunNotFound, SinkError
+from stagesink.errors import ArtifactNotFound, ConfigError, DeleteNotSupported, InvalidKey, RunNotFound, SinkError
 from stagesink.sinks._backend_errors import translating
+from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.protocol import OnBytes
 from stagesink.streams import chunks
 
@@ -114,3 +116,23 @@ class ClientRoot:
 
     def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> AbstractContextManager[None]:
         return translating(doing, missing=missing, secrets=self._secrets)
+
+
+def check_server(address: Address) -> None:
+    """See that mlflow's client would send artifacts to this server, when it is the server that takes them.
+
+    Raises
+    ------
+    ConfigError
+        Before MLflow 3.2 they go where ``MLFLOW_TRACKING_URI`` says, and that is another one.
+    """
+    import mlflow
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    if "tracking_uri" in signature(MlflowArtifactsRepository).parameters:
+        return
+    if mlflow.get_tracking_uri().rstrip("/") != address.tracking_uri.rstrip("/"):
+        raise ConfigError(
+            f"mlflow's client before 3.2 sends artifacts to the server of MLFLOW_TRACKING_URI, not to {address.shown}.",
+            hint="Set MLFLOW_TRACKING_URI to that server, or leave artifacts.engine at 'stagesink'.",
+        )

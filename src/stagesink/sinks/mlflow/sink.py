@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.sinks.mlflow import connection, direct
 from stagesink.sinks.mlflow.address import address_of
-from stagesink.sinks.mlflow.client import ClientRoot
+from stagesink.sinks.mlflow.client import ClientRoot, check_server
 from stagesink.sinks.mlflow.direct import DirectRoot
 from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
 from stagesink.sinks.mlflow.multipart import Multipart
@@ -133,7 +133,10 @@ class MlflowSink:
         scheme = urlsplit(root).scheme
         proxied = scheme == "mlflow-artifacts" or (scheme in ("http", "https") and ENDPOINT in root)
         if self._own_client or connection.needs_own_client() or not (proxied or direct.opens(root)):
-            return ClientRoot(client_of(self._address, self._secrets), run_id, self._secrets)
+            client = client_of(self._address, self._secrets)
+            if proxied:
+                check_server(self._address)
+            return ClientRoot(client, run_id, self._secrets)
         if not proxied:
             seen = self._look_for(run_id, root) if self._address.is_http and direct.is_local(root) else None
             return DirectRoot(root, run_id, self._storage_options, seen)
