@@ -46,7 +46,15 @@ def main(folder: Path) -> None:
         return
     os.setsid()  # a process group of our own, to be ended as one
     _log_to(folder / "launcher.log")
-    servers = Servers(folder)
+    try:
+        _serve(listener, Servers(folder))
+    except BaseException:
+        traceback.print_exc()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _serve(listener: socket.socket, servers: Servers) -> None:
+    """Answer until the last connection closes, or until nobody comes."""
     clients: dict[Any, Any] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
@@ -64,8 +72,7 @@ def main(folder: Path) -> None:
                     selector.unregister(client)
                     del clients[client]
             if not clients:
-                break
-    os.killpg(0, signal.SIGKILL)
+                return
 
 
 def _line(stream: Any) -> str:
