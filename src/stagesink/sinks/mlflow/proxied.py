@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 ENDPOINT = "/api/2.0/mlflow-artifacts/artifacts"
 """https://github.com/mlflow/mlflow/blob/master/mlflow/protos/mlflow_artifacts.proto"""
+
+_LISTED_AT_ONCE = 8  # folders
 
 _STAGING = ".artifact.uploading."  # what MLflow 3 calls a file that it is writing; it lists it like any other
 
@@ -94,7 +97,8 @@ class ProxiedRoot:
         response.release_conn()
         error = error_of(response, doing, self._http.name)
         # Servers before 3.12 answer 500 where there is nothing, and all of them some error where there is a folder.
-        if response.status not in (401, 403, 429) and self.stat(key) is None:
+        missing = isinstance(error, ArtifactNotFound)
+        if missing or (response.status not in (401, 403, 429) and self.stat(key) is None):
             raise ArtifactNotFound(f"{self.uri} holds no {key.path}.")
         raise error or SinkError(
             f"{doing}: {self._http.name} answered {response.status}.", hint="Check what stands before the server."
@@ -102,15 +106,16 @@ class ProxiedRoot:
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
         if not prefix:
-            yield from self._walk("")
+            yield from self._walk("", self._children(""))
             return
         _check_name(ArtifactKey(run_id, prefix))
-        # Asked of the folder above, since some stores list a file as the only thing inside itself.
+        # The folder above says what it is, since some stores list a file as the only thing inside itself.
         above, _, name = prefix.rpartition("/")
-        for entry in self._children(above):
+        around, inside = self._children_of_each([above, prefix])
+        for entry in around:
             if entry["path"] == name:
                 if entry.get("is_dir"):
-                    yield from self._walk(prefix)
+                    yield from self._walk(prefix, inside)
                 else:
                     yield self._describe(ArtifactKey(run_id, prefix), _size(entry))
 
@@ -191,16 +196,25 @@ class ProxiedRoot:
         found = re.match(rb"(\d+)\.(\d+)", response.data) if response.status == 200 else None
         return tuple(map(int, found.groups())) if found else (0,)
 
-    def _walk(self, folder: str) -> Iterator[StoredArtifact]:
-        folders = [folder]
-        while folders:
-            folder = folders.pop()
-            for entry in self._children(folder):
-                path = f"{folder}/{entry['path']}" if folder else str(entry["path"])
-                if entry.get("is_dir"):
-                    folders.append(path)
-                elif not entry["path"].startswith(_STAGING) and (key := _key(self._run_id, path)) is not None:
-                    yield self._describe(key, _size(entry))
+    def _walk(self, folder: str, entries: Sequence[dict[str, Any]]) -> Iterator[StoredArtifact]:
+        level = {folder: entries}
+        while level:
+            folders = []
+            for folder, entries in level.items():
+                for entry in entries:
+                    path = f"{folder}/{entry['path']}" if folder else str(entry["path"])
+                    if entry.get("is_dir"):
+                        folders.append(path)
+                    elif not entry["path"].startswith(_STAGING) and (key := _key(self._run_id, path)) is not None:
+                        yield self._describe(key, _size(entry))
+            level = dict(zip(folders, self._children_of_each(folders), strict=True))
+
+    def _children_of_each(self, folders: Sequence[str]) -> list[Sequence[dict[str, Any]]]:
+        """List folders side by side: each costs a round trip."""
+        if len(folders) < 2:
+            return [self._children(folder) for folder in folders]
+        with ThreadPoolExecutor(min(len(folders), _LISTED_AT_ONCE), "stagesink-list") as pool:
+            return list(pool.map(self._children, folders))
 
     def _children(self, folder: str) -> Sequence[dict[str, Any]]:
         path = f"{self._folder}/{folder}" if folder else self._folder
