@@ -34,7 +34,7 @@ from stagesink.errors import (
 )
 from stagesink.sinks import open_sink
 from stagesink.sinks._backend_errors import sink_error
-from stagesink.sinks._http import kind_of_status, retry_after_seconds
+from stagesink.sinks._http.status import kind_of_status, retry_after_seconds
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.sinks.fsspec.info import digests_of
 from stagesink.sinks.fsspec.sink import PART_BYTES, _part_bytes

@@ -22,7 +22,7 @@ from stagesink.errors import (
     TransientSinkError,
 )
 from stagesink.redaction import causes_of, shows_secret
-from stagesink.sinks._http import kind_of_status, retry_after_seconds
+from stagesink.sinks._http.status import kind_of_status, retry_after_seconds
 
 # The most specific first. A class is looked up in modules that are loaded already: what is not loaded was not raised.
 _BY_TYPE: tuple[tuple[str, str, type[SinkError]], ...] = (

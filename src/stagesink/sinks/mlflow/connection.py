@@ -8,32 +8,35 @@ is renewed in the environment is used.
 from __future__ import annotations
 
 import configparser
-import logging
 import math
 import os
-import re
 import ssl
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-import urllib3
 from urllib3.util import make_headers
 
 from stagesink._version import __version__
-from stagesink.errors import ConfigError, MissingExtra
+from stagesink.errors import ConfigError
+from stagesink.sinks._http import pools
+from stagesink.sinks._http.client import Hints
 from stagesink.sinks.mlflow.address import Address
+
+if TYPE_CHECKING:
+    from urllib3 import PoolManager
 
 SECONDS = 120.0
 """mlflow's own default for ``MLFLOW_HTTP_REQUEST_TIMEOUT``."""
 
-_CONNECT_SECONDS = 15.0  # a server that is there answers the knock sooner; the rest is for its work
-_CONNECTIONS = 64  # as many as there may be workers
-_SIGNED = re.compile(r"\?.*(signature|sig)=", re.IGNORECASE)
-_SENT_AT_ONCE = 1 << 18  # bytes; urllib3's own 16 KiB cost a system call each
+HINTS = Hints(
+    timeout="Try again; MLFLOW_HTTP_REQUEST_TIMEOUT is the limit in seconds.",
+    certificate="Check the host name, or name its authority in MLFLOW_TRACKING_SERVER_CERT_PATH.",
+    client_certificate="If it wants a client certificate, name it in MLFLOW_TRACKING_CLIENT_CERT_PATH.",
+)
+"""What to do about connections, in mlflow's terms."""
 
 
 def needs_own_client(environ: Mapping[str, str] = os.environ) -> bool:
@@ -76,7 +79,7 @@ def secrets(address: Address, environ: Mapping[str, str] = os.environ) -> frozen
     return frozenset(secret for secret in found if len(secret) >= 4)
 
 
-def pool_manager(address: Address, environ: Mapping[str, str] = os.environ) -> urllib3.PoolManager:
+def pool_manager(address: Address, environ: Mapping[str, str] = os.environ) -> PoolManager:
     """Make the connections: kept alive, as many as there may be workers, without retries and redirects of their own.
 
     Raises
@@ -86,55 +89,15 @@ def pool_manager(address: Address, environ: Mapping[str, str] = os.environ) -> u
     MissingExtra
         The proxy speaks SOCKS and PySocks is not installed.
     """
-    limit = seconds(environ)
-    settings: dict[str, Any] = {
-        "maxsize": _CONNECTIONS,
-        "retries": False,
-        "timeout": urllib3.Timeout(connect=min(limit, _CONNECT_SECONDS), read=limit),
-        "blocksize": _SENT_AT_ONCE,
-        "ssl_context": _ssl_context(environ),
-    }
-    proxy = _proxy_for(address.server)
-    if proxy is None:
-        return urllib3.PoolManager(**settings)
-    if proxy.startswith("socks"):
-        try:
-            from urllib3.contrib.socks import SOCKSProxyManager
-        except ImportError as error:
-            raise MissingExtra("The proxy speaks SOCKS.", hint="pip install 'urllib3[socks]'") from error
-        return SOCKSProxyManager(proxy, **settings)
-    login = urlsplit(proxy)
-    proxy_headers = None
-    if login.username is not None:
-        proxy_headers = make_headers(proxy_basic_auth=f"{unquote(login.username)}:{unquote(login.password or '')}")
-    return urllib3.ProxyManager(proxy, proxy_headers=proxy_headers, **settings)
+    return pools.pool_manager(address.server, seconds=seconds(environ), context=_ssl_context(environ))
 
 
-class _NoSignatures(logging.Filter):
-    """Leaves the query of a signed URL out of urllib3's own debug log: whoever has it can write there."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(
-                f"{arg.partition('?')[0]}?***" if isinstance(arg, str) and _SIGNED.search(arg) else arg
-                for arg in record.args
-            )
-        return True
-
-
-_no_signatures = _NoSignatures()
-
-
-def presigned_pool() -> urllib3.PoolManager:
+def presigned_pool() -> PoolManager:
     """Make the connections to a store that the server sends us to. They carry no credentials: the URL is signed."""
-    logging.getLogger("urllib3.connectionpool").addFilter(_no_signatures)
-    context = _default_context()
+    context = pools.default_context()
     if _is_true("MLFLOW_S3_IGNORE_TLS", os.environ):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    limit = urllib3.Timeout(connect=_CONNECT_SECONDS, read=seconds())
-    return urllib3.PoolManager(
-        maxsize=_CONNECTIONS, retries=False, timeout=limit, blocksize=_SENT_AT_ONCE, ssl_context=context
-    )
+    return pools.pool_manager("", seconds=seconds(), context=context)
 
 
 def _authorization(address: Address, environ: Mapping[str, str]) -> str | None:
@@ -194,7 +157,7 @@ def _ssl_context(environ: Mapping[str, str]) -> ssl.SSLContext:
             "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH contradict each other.",
             hint="Unset one of them.",
         )
-    context = _default_context()
+    context = pools.default_context()
     if authorities:
         is_folder = os.path.isdir(authorities)
         with_authorities = {"capath": authorities} if is_folder else {"cafile": authorities}
@@ -206,17 +169,6 @@ def _ssl_context(environ: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
-def _default_context() -> ssl.SSLContext:
-    """Trust what the system trusts, and what certifi does, which mlflow's client goes by."""
-    context = ssl.create_default_context()
-    try:
-        import certifi
-    except ImportError:
-        return context
-    context.load_verify_locations(os.environ.get("REQUESTS_CA_BUNDLE") or certifi.where())
-    return context
-
-
 def _loading(variable: str, load: Any) -> None:
     try:
         load()
@@ -225,15 +177,6 @@ def _loading(variable: str, load: Any) -> None:
             f"{variable} names no certificate that can be read ({type(error).__name__}).",
             hint="It takes the path of a PEM file.",
         ) from error
-
-
-def _proxy_for(url: str) -> str | None:
-    parts = urlsplit(url)
-    proxies = getproxies()
-    if proxy_bypass(parts.hostname or ""):
-        return None
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
 
 
 def _is_true(variable: str, environ: Mapping[str, str]) -> bool:

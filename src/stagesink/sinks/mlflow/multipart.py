@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from stagesink.errors import SinkError, SourceChanged, TransientSinkError
+from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.mlflow import connection
-from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
+from stagesink.sinks.mlflow.answers import error_of
 from stagesink.sinks.protocol import OnBytes
 from stagesink.streams import filler
 

@@ -19,9 +19,10 @@ from stagesink.errors import (
     TransientSinkError,
     VerificationError,
 )
+from stagesink.sinks._http.body import exactly, sized, source_errors_pass
+from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.mlflow.address import Address
-from stagesink.sinks.mlflow.body import exactly, sized, source_errors_pass
-from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
+from stagesink.sinks.mlflow.answers import error_of
 from stagesink.sinks.mlflow.multipart import Multipart
 from stagesink.sinks.protocol import OnBytes
 
@@ -209,12 +210,12 @@ class ProxiedRoot:
                         yield self._describe(key, _size(entry))
             level = dict(zip(folders, self._children_of_each(folders), strict=True))
 
-    def _children_of_each(self, folders: Sequence[str]) -> list[Sequence[dict[str, Any]]]:
+    def _children_of_each(self, folders: Sequence[str]) -> tuple[Sequence[dict[str, Any]], ...]:
         """List folders side by side: each costs a round trip."""
         if len(folders) < 2:
-            return [self._children(folder) for folder in folders]
+            return tuple(map(self._children, folders))
         with ThreadPoolExecutor(min(len(folders), _LISTED_AT_ONCE), "stagesink-list") as pool:
-            return list(pool.map(self._children, folders))
+            return tuple(pool.map(self._children, folders))
 
     def _children(self, folder: str) -> Sequence[dict[str, Any]]:
         path = f"{self._folder}/{folder}" if folder else self._folder

@@ -10,11 +10,12 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.mlflow import connection, direct
 from stagesink.sinks.mlflow.address import address_of
+from stagesink.sinks.mlflow.answers import error_of
 from stagesink.sinks.mlflow.client import ClientRoot, check_server
 from stagesink.sinks.mlflow.direct import DirectRoot
-from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
 from stagesink.sinks.mlflow.multipart import Multipart
 from stagesink.sinks.mlflow.proxied import ENDPOINT, ProxiedRoot, split_root
 from stagesink.sinks.mlflow.tracking import ClientTracking, RestTracking, Tracking, client_of, http_client
@@ -64,7 +65,7 @@ class MlflowSink:
         self._own_client = own_client
         self._secrets = connection.secrets(self._address)
         self._http = http_client(self._address)
-        self._store = HttpClient("the store behind the server", connection.presigned_pool)
+        self._store = HttpClient("the store behind the server", connection.presigned_pool, hints=connection.HINTS)
         self._multiparts: dict[str, Multipart] = {}
         self._roots: dict[str, ArtifactSink] = {}
 

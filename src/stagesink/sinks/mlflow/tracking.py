@@ -7,9 +7,10 @@ from urllib.parse import quote, urlsplit
 
 from stagesink.errors import MissingExtra, RunNotFound, SinkError
 from stagesink.sinks._backend_errors import translating
+from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.mlflow import connection
 from stagesink.sinks.mlflow.address import Address
-from stagesink.sinks.mlflow.http import HttpClient, error_of, json_of
+from stagesink.sinks.mlflow.answers import error_of
 
 _RUN_HINT = "Check the run id, and that MLFLOW_TRACKING_URI names the server it was made on."
 
@@ -36,6 +37,7 @@ def http_client(address: Address) -> HttpClient:
         urlsplit(address.server).netloc if address.is_http else address.shown,
         lambda: connection.pool_manager(address),
         lambda: connection.headers(address),
+        connection.HINTS,
     )
 
 

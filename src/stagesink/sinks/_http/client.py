@@ -6,14 +6,14 @@ import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from json import loads
 from typing import TYPE_CHECKING, Any
 
 from urllib3 import exceptions
 
-from stagesink.errors import ArtifactNotFound, SinkAuthError, SinkError, TransientSinkError
+from stagesink.errors import SinkError, TransientSinkError
 from stagesink.redaction import causes_of
-from stagesink.sinks._http import kind_of_status, retry_after_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
 
 Body = bytes | Iterable[Any]  # of what a socket can send
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What to do about a connection that fails, in the words of the backend's own settings."""
+
+    timeout: str = "Try again."
+    certificate: str = "Check the host name, or name its authority in REQUESTS_CA_BUNDLE."
+    client_certificate: str = "Ask whoever runs it how clients show who they are."
 
 
 class HttpClient:
@@ -34,6 +43,7 @@ class HttpClient:
         Makes the connections.
     headers : callable
         Returns what goes with each request. May hold secrets, and is asked anew each time.
+    hints : Hints, optional
     """
 
     def __init__(
@@ -41,8 +51,10 @@ class HttpClient:
         name: str,
         connect: Callable[[], PoolManager],
         headers: Callable[[], Mapping[str, str]] = dict,
+        hints: Hints | None = None,
     ) -> None:
         self.name = name
+        self._hints = hints or Hints()
         self._connect = connect
         self._headers = headers
         self._pools: dict[int, PoolManager] = {}  # by process id: a fork's child must not speak on its parent's
@@ -101,7 +113,7 @@ class HttpClient:
         try:
             yield
         except exceptions.SSLError as error:
-            raise _tls_error(error, f"{doing}: {self.name}") from None
+            raise _tls_error(error, f"{doing}: {self.name}", self._hints) from None
         except (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError) as error:
             raise TransientSinkError(
                 f"{doing}: {self.name} cannot be reached ({_reason(error)}).",
@@ -110,7 +122,7 @@ class HttpClient:
         except exceptions.ReadTimeoutError:
             raise TransientSinkError(
                 f"{doing}: {self.name} took too long to answer.",
-                hint="Try again; MLFLOW_HTTP_REQUEST_TIMEOUT is the limit in seconds.",
+                hint=self._hints.timeout,
             ) from None
         except exceptions.HTTPError as error:
             # Protocol errors: a connection that was cut, an answer that is none, a body shorter than announced.
@@ -127,54 +139,6 @@ class HttpClient:
         return pool if pool is not None else self._pools.setdefault(os.getpid(), self._connect())
 
 
-def error_of(
-    response: BaseHTTPResponse, doing: str, name: str, *, missing: type[SinkError] = ArtifactNotFound
-) -> SinkError | None:
-    """Return what an answer's status means, None when all is well.
-
-    Parameters
-    ----------
-    response : urllib3.BaseHTTPResponse
-        Read already.
-    doing, name : str
-        What could not be done, and by which server.
-    missing : type of SinkError
-        What 404 means here.
-
-    Returns
-    -------
-    SinkError or None
-        Its message holds the status and MLflow's error code, and no text of the server's, which may quote anything.
-    """
-    status = response.status
-    if 200 <= status < 300:
-        return None
-    if status < 400:
-        return SinkError(
-            f"{doing}: {name} answered {status}, which sends us elsewhere.",
-            hint="Use the address that it redirects to; credentials are not carried to another one.",
-        )
-    kind = kind_of_status(status) or SinkError
-    code = error_code(response)
-    message = f"{doing}: {name} answered {status}" + (f" ({code})." if code else ".")
-    if issubclass(kind, TransientSinkError):
-        return kind(message, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
-    if kind is ArtifactNotFound:
-        return missing(message)
-    if kind is SinkAuthError:
-        return kind(
-            message,
-            hint="Check MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, and what they may do.",
-        )
-    return kind(message)
-
-
-def error_code(response: BaseHTTPResponse) -> str | None:
-    """Return MLflow's error code, for example ``RESOURCE_DOES_NOT_EXIST``; None where the answer holds none."""
-    code = json_of(response).get("error_code")
-    return code if isinstance(code, str) and code.replace("_", "").isalnum() and len(code) < 64 else None
-
-
 def json_of(response: BaseHTTPResponse) -> dict[str, Any]:
     """Return the object that the answer's body is; an empty one where it is none, such as a page of HTML."""
     try:
@@ -184,12 +148,12 @@ def json_of(response: BaseHTTPResponse) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _tls_error(error: exceptions.SSLError, what: str) -> SinkError:
+def _tls_error(error: exceptions.SSLError, what: str, hints: Hints) -> SinkError:
     cause = error.args[0] if error.args else None
     if isinstance(cause, ssl.SSLCertVerificationError):
         return SinkError(
             f"{what} shows a certificate that does not hold ({cause.verify_message}).",
-            hint="Check the host name, or name its authority in MLFLOW_TRACKING_SERVER_CERT_PATH.",
+            hint=hints.certificate,
         )
     if getattr(cause, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
         return SinkError(f"{what} does not speak TLS.", hint="Write http:// instead of https://, or check the port.")
@@ -197,7 +161,7 @@ def _tls_error(error: exceptions.SSLError, what: str) -> SinkError:
         return TransientSinkError(f"{what} hung up.")
     return SinkError(
         f"{what} refuses our TLS ({getattr(cause, 'reason', None) or _name(error)}).",
-        hint="If it wants a client certificate, name it in MLFLOW_TRACKING_CLIENT_CERT_PATH.",
+        hint=hints.client_certificate,
     )
 
 

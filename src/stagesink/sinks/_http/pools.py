@@ -1,0 +1,100 @@
+"""Connections: what they trust, which proxy they take, how long they wait, and what they keep out of the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import ssl
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.util import make_headers
+
+from stagesink.errors import MissingExtra
+
+SECONDS = 120.0
+"""How long one answer may take unless somebody says otherwise."""
+
+_CONNECT_SECONDS = 15.0  # a server that is there answers the knock sooner; the rest is for its work
+_CONNECTIONS = 64  # as many as there may be workers
+_SIGNED = re.compile(r"\?.*(signature|sig)=", re.IGNORECASE)
+_SENT_AT_ONCE = 1 << 18  # bytes; urllib3's own 16 KiB cost a system call each
+
+
+def pool_manager(url: str, *, seconds: float = SECONDS, context: ssl.SSLContext | None = None) -> urllib3.PoolManager:
+    """Make connections: kept alive, as many as there may be workers, without retries and redirects of their own.
+
+    Parameters
+    ----------
+    url : str
+        A server's address: the environment's proxy for it is taken.
+    seconds : float
+        How long one answer may take.
+    context : ssl.SSLContext, optional
+        What is trusted; default :func:`default_context`.
+
+    Raises
+    ------
+    MissingExtra
+        The proxy speaks SOCKS and PySocks is not installed.
+    """
+    logging.getLogger("urllib3.connectionpool").addFilter(_no_signatures)
+    settings: dict[str, Any] = {
+        "maxsize": _CONNECTIONS,
+        "retries": False,
+        "timeout": urllib3.Timeout(connect=min(seconds, _CONNECT_SECONDS), read=seconds),
+        "blocksize": _SENT_AT_ONCE,
+        "ssl_context": context or default_context(),
+    }
+    proxy = _proxy_for(url)
+    if proxy is None:
+        return urllib3.PoolManager(**settings)
+    if proxy.startswith("socks"):
+        try:
+            from urllib3.contrib.socks import SOCKSProxyManager
+        except ImportError as error:
+            raise MissingExtra("The proxy speaks SOCKS.", hint="pip install 'urllib3[socks]'") from error
+        return SOCKSProxyManager(proxy, **settings)
+    login = urlsplit(proxy)
+    proxy_headers = None
+    if login.username is not None:
+        proxy_headers = make_headers(proxy_basic_auth=f"{unquote(login.username)}:{unquote(login.password or '')}")
+    return urllib3.ProxyManager(proxy, proxy_headers=proxy_headers, **settings)
+
+
+def default_context() -> ssl.SSLContext:
+    """Trust what the system trusts, and what certifi does, which requests and its users go by."""
+    context = ssl.create_default_context()
+    try:
+        import certifi
+    except ImportError:
+        return context
+    context.load_verify_locations(os.environ.get("REQUESTS_CA_BUNDLE") or certifi.where())
+    return context
+
+
+class _NoSignatures(logging.Filter):
+    """Leaves the query of a signed URL out of urllib3's own debug log: whoever has it can write there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                f"{arg.partition('?')[0]}?***" if isinstance(arg, str) and _SIGNED.search(arg) else arg
+                for arg in record.args
+            )
+        return True
+
+
+_no_signatures = _NoSignatures()
+
+
+def _proxy_for(url: str) -> str | None:
+    parts = urlsplit(url)
+    proxies = getproxies()
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
