@@ -27,6 +27,7 @@ _BUILT_IN = {
     "memory": "stagesink.sinks.memory:open_memory",
     "file": "stagesink.sinks.local:open_local",
     "mlflow": "stagesink.sinks.mlflow:open_mlflow",
+    "azureml": "stagesink.sinks.azureml:open_azureml",
 }
 _ENGINES = {
     OWN_ENGINE: _BUILT_IN,

@@ -68,11 +68,14 @@ def pool_manager(url: str, *, seconds: float = SECONDS, context: ssl.SSLContext 
 def default_context() -> ssl.SSLContext:
     """Trust what the system trusts, and what certifi does, which requests and its users go by."""
     context = ssl.create_default_context()
-    try:
-        import certifi
-    except ImportError:
-        return context
-    context.load_verify_locations(os.environ.get("REQUESTS_CA_BUNDLE") or certifi.where())
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE")
+    if not bundle:
+        try:
+            import certifi
+        except ImportError:
+            return context
+        bundle = certifi.where()
+    context.load_verify_locations(bundle)
     return context
 
 

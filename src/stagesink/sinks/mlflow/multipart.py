@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from stagesink.errors import SinkError, SourceChanged, TransientSinkError
+from stagesink.errors import SinkError, TransientSinkError
 from stagesink.sinks._http.client import HttpClient, json_of
+from stagesink.sinks._http.parts import PartSender, cut
 from stagesink.sinks.mlflow import connection
 from stagesink.sinks.mlflow.answers import error_of
 from stagesink.sinks.protocol import OnBytes
-from stagesink.streams import filler
 
 _LARGE = 64 << 20
 _PART = 10 << 20  # mlflow's own default
 _PARTS = 10_000  # of S3, the strictest
-_AT_ONCE = 4  # parts of one object
-_BUFFERS = 8  # parts of all objects together, which bounds the memory
 
 
 class Multipart:
@@ -47,7 +41,7 @@ class Multipart:
         self._server = server
         self._offered: bool | None = None
         self._reached = False
-        self._semaphores: dict[int, threading.Semaphore] = {}
+        self._parts = PartSender()
 
     def takes(self, size: int) -> bool:
         """Tell whether an object of this many bytes goes this way."""
@@ -78,47 +72,17 @@ class Multipart:
         try:
             if not isinstance(urls, list) or len(urls) != -(-size // part_bytes):
                 raise SinkError(f"{doing}: {self._http.name} gave no URLs for its parts.", hint="Upgrade the server.")
-            parts = self._send(_parts(stream, size, part_bytes), urls, doing, on_bytes)
+            parts = self._parts.send(
+                cut(stream, size, part_bytes),
+                lambda number, piece: self._send_one(piece, urls[number], doing),
+                on_bytes,
+            )
             self._call("complete", path, doing, upload_id=upload_id, parts=parts)
             whole = True
         finally:
             if not whole:
                 with suppress(SinkError):  # the error that made it necessary is the one to report
                     self._call("abort", path, f"{doing}, nor taken back", upload_id=upload_id)
-
-    def _send(
-        self, pieces: Iterator[bytearray], urls: list[dict[str, Any]], doing: str, on_bytes: OnBytes | None
-    ) -> list[dict[str, Any]]:
-        """Send each piece to its URL, some at once, and return what the store said of each."""
-        futures: list[Future[dict[str, Any]]] = []
-        window, buffers = threading.Semaphore(_AT_ONCE), self._buffers
-
-        def send(piece: bytearray, url: dict[str, Any]) -> dict[str, Any]:
-            try:
-                return self._send_one(piece, url, doing)
-            finally:
-                del piece
-                buffers.release()
-                window.release()
-
-        with ThreadPoolExecutor(_AT_ONCE, "stagesink-part") as pool:
-            for url in urls:
-                window.acquire()
-                buffers.acquire()
-                try:
-                    piece = next(pieces)
-                except BaseException:
-                    buffers.release()
-                    window.release()
-                    raise
-                futures.append(pool.submit(send, piece, url))
-                size = len(piece)
-                del piece
-                if any(future.done() and future.exception() is not None for future in futures):
-                    break
-                if on_bytes is not None:
-                    on_bytes(size)
-        return [future.result() for future in futures]
 
     def _send_one(self, piece: bytearray, url: dict[str, Any], doing: str) -> dict[str, Any]:
         headers = {**(url.get("headers") or {}), "Content-Length": str(len(piece))}
@@ -132,11 +96,6 @@ class Multipart:
         if error is not None:
             raise error
         return {"part_number": url.get("part_number"), "etag": response.headers.get("ETag", ""), "url": url.get("url")}
-
-    @property
-    def _buffers(self) -> threading.Semaphore:
-        # By process id: a fork could copy it taken.
-        return self._semaphores.setdefault(os.getpid(), threading.Semaphore(_BUFFERS))
 
     def _call(self, what: str, path: str, doing: str, **arguments: Any) -> dict[str, Any]:
         folder, name = posixpath.split(path)
@@ -154,23 +113,3 @@ class Multipart:
         doing = f"{self._http.name} could not be asked what it offers"
         response = self._http.request("GET", f"{self._server}/api/3.0/mlflow/server-info", doing)
         return response.status == 200 and json_of(response).get("multipart_uploads_enabled") is True
-
-
-def _parts(stream: BinaryIO, size: int, part_bytes: int) -> Iterator[bytearray]:
-    """Cut the stream; the last piece comes only when it is sure that all are there."""
-    for start in range(0, size, part_bytes):
-        wanted = min(part_bytes, size - start)
-        piece = _read(stream, wanted)
-        if len(piece) < wanted or (start + wanted == size and stream.read(1)):
-            raise SourceChanged(f"The source does not hold the {size} bytes it had when it was opened.")
-        yield piece
-
-
-def _read(stream: BinaryIO, size: int) -> bytearray:
-    piece = bytearray(size)
-    view, fill, count = memoryview(piece), filler(stream), 0
-    while count < size and (more := fill(view[count:])):
-        count += more
-    view.release()
-    del piece[count:]
-    return piece

@@ -1,0 +1,105 @@
+"""Large objects in parts: cut from a stream, some on their way at once, all of them within a fixed memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO, TypeVar
+
+from stagesink.errors import SourceChanged
+from stagesink.sinks.protocol import OnBytes
+from stagesink.streams import filler
+
+T = TypeVar("T")
+
+_AT_ONCE = 4  # parts of one object
+_BUFFERS = 8  # parts of all objects together, which bounds the memory
+
+
+class PartSender:
+    """Sends the parts of objects. One for each sink, since it counts the buffers of all of them."""
+
+    def __init__(self) -> None:
+        self._semaphores: dict[int, threading.Semaphore] = {}
+
+    def send(
+        self, pieces: Iterator[bytearray], put: Callable[[int, bytearray], T], on_bytes: OnBytes | None = None
+    ) -> list[T]:
+        """Send every piece, some at once, and return what was said of each, in order.
+
+        Parameters
+        ----------
+        pieces : iterator of bytearray
+            Asked for the next only when there is room for it.
+        put : callable
+            Sends the piece of a number, counted from 0. What it raises ends the sending and is raised here.
+        on_bytes : callable, optional
+        """
+        futures: list[Future[T]] = []
+        window, buffers = threading.Semaphore(_AT_ONCE), self._buffers
+
+        def send(number: int, piece: bytearray) -> T:
+            try:
+                return put(number, piece)
+            finally:
+                del piece
+                buffers.release()
+                window.release()
+
+        with ThreadPoolExecutor(_AT_ONCE, "stagesink-part") as pool:
+            while not any(future.done() and future.exception() is not None for future in futures):
+                window.acquire()
+                buffers.acquire()
+                piece = None
+                try:
+                    piece = next(pieces, None)
+                finally:
+                    if piece is None:
+                        buffers.release()
+                        window.release()
+                if piece is None:
+                    break
+                size = len(piece)
+                futures.append(pool.submit(send, len(futures), piece))
+                del piece
+                if on_bytes is not None:
+                    on_bytes(size)
+        return [future.result() for future in futures]
+
+    @property
+    def _buffers(self) -> threading.Semaphore:
+        # By process id: a fork could copy it taken.
+        return self._semaphores.setdefault(os.getpid(), threading.Semaphore(_BUFFERS))
+
+
+def cut(stream: BinaryIO, size: int | None, part_bytes: int) -> Iterator[bytearray]:
+    """Cut a stream into parts; of a known size, the last comes only when it is sure that all are there.
+
+    Raises
+    ------
+    SourceChanged
+        The stream holds more or fewer bytes than ``size``.
+    """
+    if size is None:
+        while piece := read(stream, part_bytes):
+            yield piece
+        return
+    for start in range(0, size, part_bytes):
+        wanted = min(part_bytes, size - start)
+        piece = read(stream, wanted)
+        if len(piece) < wanted or (start + wanted == size and stream.read(1)):
+            raise SourceChanged(f"The source does not hold the {size} bytes it had when it was opened.")
+        yield piece
+
+
+def read(stream: BinaryIO, size: int) -> bytearray:
+    """Read up to ``size`` bytes; fewer only at the end."""
+    piece = bytearray(size)
+    view, fill, count = memoryview(piece), filler(stream), 0
+    while count < size and (more := fill(view[count:])):
+        count += more
+    view.release()
+    del piece[count:]
+    return piece

@@ -1,0 +1,203 @@
+"""The service's calls: it knows which paths a run has, and signs URLs for their blobs.
+
+Read off the published client, azureml-mlflow 1.60 to 1.62: ``/history/v1.0`` keeps what belongs to a run,
+``/artifact/v2.0`` is the store of artifacts under it, and ``/mlflow/v1.0`` speaks MLflow's REST API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+from stagesink.artifacts import ArtifactKey
+from stagesink.errors import ArtifactNotFound, RunNotFound, SinkAuthError, SinkError, TransientSinkError
+from stagesink.sinks._http.client import HttpClient, json_of
+from stagesink.sinks._http.status import kind_of_status, retry_after_seconds
+from stagesink.sinks.azureml.address import Workspace
+from stagesink.sinks.azureml.auth import refused
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+_ORIGIN = "ExperimentRun"
+
+
+class Run:
+    """One run's artifacts, as the service knows them.
+
+    Parameters
+    ----------
+    http : HttpClient
+        Brings the token.
+    workspace : Workspace
+    experiment, run_id : str
+    """
+
+    def __init__(self, http: HttpClient, workspace: Workspace, experiment: str, run_id: str) -> None:
+        self._http = http
+        self.run_id = run_id
+        of_run = f"experiments/{quote(experiment, safe='')}/runs/{quote(run_id, safe='')}"
+        self.uri = f"{workspace.tracking_uri}/{of_run}/artifacts"
+        self._history = f"{workspace.service}/history/v1.0/{workspace.path}/{of_run}/artifacts"
+        container = f"{_ORIGIN}/dcid.{quote(run_id, safe='')}"
+        self._store = f"{workspace.service}/artifact/v2.0/{workspace.path}/artifacts/{container}"
+
+    def register(self, paths: Sequence[str]) -> dict[str, str]:
+        """Register paths and return the URLs that their blobs are written to.
+
+        A path that was registered before is refused ("Resource Conflict"), also where its blob never came, and is
+        missing in the answer: :meth:`write_url` gives a new URL for it, and says what is wrong if it is something else.
+        """
+        doing = f"{self.uri}/{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        doing += " could not be registered"
+        asked = {"paths": [{"path": path} for path in paths]}
+        response = self._http.request("POST", f"{self._history}/batch/metadata", doing, json=asked)
+        answer = self._checked(response, doing, missing=RunNotFound)
+        given = answer.get("artifactContentInformation")
+        urls = {path: _uri_of(info) for path, info in given.items()} if isinstance(given, Mapping) else {}
+        return {path: url for path, url in urls.items() if url is not None}
+
+    def write_url(self, path: str) -> str:
+        """Return a new URL that the blob of a registered path is written to."""
+        doing = f"{self.uri}/{path} could not be put"
+        response = self._http.request("GET", f"{self._store}/write?path={quote(path, safe='')}", doing)
+        return self._url(self._checked(response, doing, missing=SinkError), doing)
+
+    def read_url(self, path: str) -> str | None:
+        """Return a URL that the blob is read from, None where no such path is registered."""
+        doing = f"{self.uri}/{path} could not be looked up"
+        response = self._http.request("GET", f"{self._history}/contentinfo?path={quote(path, safe='')}", doing)
+        try:
+            return self._url(self._checked(response, doing, missing=ArtifactNotFound), doing)
+        except ArtifactNotFound:
+            return None
+
+    def read_urls(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yield the path and the URL of what is registered under names that begin so."""
+        doing = f"{self.uri}/{prefix} could not be listed"
+        token: str | None = None
+        while True:
+            url = f"{self._history}/prefix/contentinfo?path={quote(prefix, safe='')}"
+            url += f"&continuationToken={quote(token, safe='')}" if token else ""
+            response = self._http.request("GET", url, doing)
+            try:
+                answer = self._checked(response, doing, missing=ArtifactNotFound)
+            except ArtifactNotFound:
+                self.check()  # an empty listing, or no such run
+                return
+            page = answer.get("value")
+            if not isinstance(page, Sequence):
+                raise self._no_service(doing)
+            for info in page:
+                if isinstance(info, Mapping) and isinstance(info.get("path"), str):
+                    yield info["path"], self._url(info, doing)
+            last, token = token, answer.get("continuationToken") or None
+            if token is None:
+                return
+            if token == last:
+                raise SinkError(f"{doing}: {self._http.name} gives the same page again and again.")
+
+    def forget(self, path: str) -> None:
+        """Remove the path; silent where it is not registered."""
+        doing = f"{self.uri}/{path} could not be removed"
+        response = self._http.request("DELETE", f"{self._store}/metadata?path={quote(path, safe='')}", doing)
+        if response.status != 404:
+            error = error_of(response, doing, self._http.name)
+            if error is not None:
+                raise error
+
+    def check(self) -> None:
+        """See that the run is there.
+
+        Raises
+        ------
+        RunNotFound
+        """
+        doing = f"{self.uri} could not be listed"
+        self._checked(self._http.request("GET", self._history, doing), doing, missing=RunNotFound)
+
+    def _checked(self, response: BaseHTTPResponse, doing: str, *, missing: type[SinkError]) -> dict[str, Any]:
+        error = error_of(response, doing, self._http.name, missing=missing)
+        if error is not None:
+            raise error
+        answer = json_of(response)
+        if not answer:
+            raise self._no_service(doing)
+        return answer
+
+    def _url(self, info: Mapping[str, Any], doing: str) -> str:
+        url = _uri_of(info)
+        if url is None:
+            raise self._no_service(doing)
+        return url
+
+    def _no_service(self, doing: str) -> SinkError:
+        return SinkError(
+            f"{doing}: {self._http.name} does not answer as Azure ML does.",
+            hint="Check the address, and what stands between: a proxy's page looks like this.",
+        )
+
+
+def experiment_of(http: HttpClient, workspace: Workspace, run_id: str) -> str:
+    """Return the name of the experiment that a run belongs to.
+
+    ``GET api/2.0/mlflow/runs/get``: the run's artifact URI holds it.
+
+    Raises
+    ------
+    RunNotFound
+        The workspace knows no such run.
+    """
+    key = ArtifactKey(run_id, "any")  # refuses what can be no run id
+    doing = f"Run {key.run_id} could not be looked up"
+    base = f"{workspace.service}/mlflow/v1.0/{workspace.path}/api/2.0/mlflow"
+    response = http.request("GET", f"{base}/runs/get?run_id={quote(run_id, safe='')}", doing)
+    error = error_of(response, doing, http.name, missing=RunNotFound)
+    if error is not None:
+        raise error
+    info = json_of(response).get("run", {}).get("info", {})
+    parts = urlsplit(str(info.get("artifact_uri", ""))).path.split("/")
+    if "experiments" not in parts[:-1]:
+        raise SinkError(f"{doing}: {http.name} does not answer as Azure ML does.", hint="Check the address.")
+
+    return unquote(parts[parts.index("experiments") + 1])
+
+
+def error_of(
+    response: BaseHTTPResponse, doing: str, name: str, *, missing: type[SinkError] = ArtifactNotFound
+) -> SinkError | None:
+    """Return what an answer of the service means, None when all is well; no text of the service's is shown.
+
+    Parameters
+    ----------
+    response : urllib3.BaseHTTPResponse
+        Read already.
+    doing, name : str
+        What could not be done, and by which server.
+    missing : type of SinkError
+        What 404 means here.
+    """
+    status = response.status
+    if 200 <= status < 300:
+        return None
+    kind = (kind_of_status(status) if status >= 400 else SinkError) or SinkError
+    said = json_of(response).get("error")
+    code = said.get("code") if isinstance(said, Mapping) else None
+    shown = isinstance(code, str) and code.isalnum() and len(code) < 64
+    reason = f"{status} ({code})" if shown else str(status)
+    if kind is SinkAuthError:
+        return refused(doing, name, reason, response.headers.get("Date"))
+    message = f"{doing}: {name} answered {reason}."
+    if issubclass(kind, TransientSinkError):
+        return kind(message, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
+    if kind is not ArtifactNotFound:
+        return kind(message)
+    if missing is RunNotFound:
+        return RunNotFound(message, hint="Check the run id, and that it is a run of this workspace.")
+    return missing(message)
+
+
+def _uri_of(info: Any) -> str | None:
+    url = info.get("contentUri") if isinstance(info, Mapping) else None
+    return url if isinstance(url, str) and urlsplit(url).scheme in ("http", "https") else None

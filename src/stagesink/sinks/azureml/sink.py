@@ -1,0 +1,199 @@
+"""The sink: the artifacts of a workspace's runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
+
+from stagesink._version import __version__
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
+from stagesink.errors import ArtifactNotFound, InvalidKey, SinkAuthError, VerificationError
+from stagesink.sinks._http.client import HttpClient
+from stagesink.sinks._http.pools import pool_manager
+from stagesink.sinks.azureml.address import Address, address_of
+from stagesink.sinks.azureml.auth import Tokens
+from stagesink.sinks.azureml.blobs import Blobs
+from stagesink.sinks.azureml.datastore import open_datastore
+from stagesink.sinks.azureml.registrar import Registrar
+from stagesink.sinks.azureml.service import Run, experiment_of
+from stagesink.sinks.azureml.signed import SignedUrl
+from stagesink.sinks.protocol import ArtifactSink, OnBytes
+
+if TYPE_CHECKING:
+    from urllib3 import PoolManager
+
+_LOOKED_AT = 32  # blobs at once, when a run is listed
+
+
+class AzureMLSink:
+    """The artifacts of Azure ML runs, where the studio shows them.
+
+    Azure ML keeps an artifact in two places: its service knows the path, a blob holds the bytes. A path is registered
+    first, many in one request, and its blob written next, with checksums that the store checks. A path with no blob
+    behind it is not there. Neither mlflow nor azureml-mlflow is needed.
+
+    The service tells no sizes, so listing looks at each blob.
+
+    Parameters
+    ----------
+    uri : str
+        ``azureml:``, which takes everything from the environment of a job or from ``MLFLOW_TRACKING_URI``; a
+        workspace's tracking URI; or that of one of its runs, with ``/experiments/<name>/runs/<id>``.
+    storage_options : mapping, optional
+        ``credential``: one of azure-identity's, or anything with its ``get_token``, instead of the environment's.
+
+    Raises
+    ------
+    ConfigError
+        The URI, or what the environment says, names no workspace.
+    """
+
+    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self._open(address_of(uri, os.environ), dict(storage_options or {}))
+
+    def _open(self, address: Address, options: dict[str, Any]) -> None:
+        self._address = address
+        self._options = options
+        self._tokens = Tokens(options.get("credential"))
+        service = address.workspace.service
+        self._http = HttpClient(urlsplit(service).netloc, partial(pool_manager, service), self._headers)
+        self._blob_http = HttpClient("the workspace's storage", self._blob_pool)
+        self._blobs = Blobs(self._blob_http)
+        self._runs: dict[str, Run] = {}
+        self._registrars: dict[tuple[int, str], Registrar] = {}
+
+    @property
+    def uri(self) -> str:
+        """Printable address of the workspace."""
+        return self._address.workspace.tracking_uri
+
+    def __repr__(self) -> str:
+        return f"AzureMLSink({self.uri!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., AzureMLSink], tuple[Address, dict[str, Any]]]:
+        # By its workspace, so that it means the same where the environment names another.
+        return _reopen, (self._address, self._options)
+
+    # -- the protocol --------------------------------------------------------------------------------------------------
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        """Store all bytes of ``source`` under ``key``; see :meth:`.ArtifactSink.put`."""
+        run = self._run(key.run_id)
+        with closing(source.open()) as stream:
+            size = source.size
+            url = self._registrar(run).url(key.path) or run.write_url(key.path)
+            signed = SignedUrl(url, partial(run.write_url, key.path))
+            whole = self._blobs.put(signed, stream, size, f"{run.uri}/{key.path}", on_bytes)
+        if whole is not None:
+            return self._describe(run, key, *whole)
+        stored = self.stat(key)
+        if stored is None:
+            raise VerificationError(f"{run.uri}/{key.path} was committed, and is not there.")
+        return stored
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Return what is held under ``key``, or None."""
+        run = self._run(key.run_id)
+        url = run.read_url(key.path)
+        return None if url is None else self._look(run, key, url)
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        """Open the object for reading; raises :class:`~stagesink.errors.ArtifactNotFound` when it is not there."""
+        run = self._run(key.run_id)
+        url = run.read_url(key.path)
+        if url is None:
+            raise ArtifactNotFound(f"{run.uri} holds no {key.path}.")
+        return self._blobs.open(self._readable(run, key, url), f"{run.uri}/{key.path}")
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        """Yield the objects of a run, or those under one object's or folder's name."""
+        ArtifactKey(run_id, prefix or "any")  # refuses what would leave the run
+        run = self._run(run_id)
+        named = {path: url for path, url in run.read_urls(prefix) if lies_under(path, prefix)}
+        keys = {path: key for path in named if (key := _key(run_id, path)) is not None}
+        if not keys:
+            return
+        with ThreadPoolExecutor(min(len(keys), _LOOKED_AT), "stagesink-look") as pool:
+            for stored in pool.map(lambda path: self._look(run, keys[path], named[path]), keys):
+                if stored is not None:
+                    yield stored
+
+    def delete(self, key: ArtifactKey) -> None:
+        """Remove the object, if it is there: its blob, then its path."""
+        run = self._run(key.run_id)
+        if run.read_url(key.path) is None:
+            return
+        signed = SignedUrl(run.write_url(key.path), partial(run.write_url, key.path))
+        # A signature for writing need not allow it; a blob whose path is forgotten is not there.
+        with suppress(SinkAuthError):
+            self._blobs.delete(signed, f"{run.uri}/{key.path}")
+        run.forget(key.path)
+
+    def close(self) -> None:
+        """Let go of this process's connections."""
+        self._http.close()
+        self._blob_http.close()
+
+    # -- runs ----------------------------------------------------------------------------------------------------------
+
+    def _run(self, run_id: str) -> Run:
+        run = self._runs.get(run_id)
+        if run is None:
+            workspace = self._address.workspace
+            experiment = dict(self._address.experiments).get(run_id) or experiment_of(self._http, workspace, run_id)
+            run = self._runs.setdefault(run_id, Run(self._http, workspace, experiment, run_id))
+        return run
+
+    def _registrar(self, run: Run) -> Registrar:
+        # By process id: a fork could copy its lock taken.
+        return self._registrars.setdefault((os.getpid(), run.run_id), Registrar(run.register))
+
+    def _look(self, run: Run, key: ArtifactKey, url: str) -> StoredArtifact | None:
+        found = self._blobs.head(self._readable(run, key, url), f"{run.uri}/{key.path}")
+        return None if found is None else self._describe(run, key, *found)
+
+    def _readable(self, run: Run, key: ArtifactKey, url: str) -> SignedUrl:
+        def renew() -> str:
+            new = run.read_url(key.path)
+            if new is None:
+                raise ArtifactNotFound(f"{run.uri} holds no {key.path} any more.")
+            return new
+
+        return SignedUrl(url, renew)
+
+    def _describe(self, run: Run, key: ArtifactKey, size: int, digests: dict[str, str]) -> StoredArtifact:
+        return StoredArtifact(key, f"{run.uri}/{key.path}", size, digests)
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def _headers(self) -> dict[str, str]:
+        return {"User-Agent": f"stagesink/{__version__}", **self._tokens.headers()}
+
+    def _blob_pool(self) -> PoolManager:
+        return pool_manager("https://blob.core.windows.net")  # stands for all storage accounts: which proxy to take
+
+
+def open_azureml(uri: str, storage_options: Mapping[str, Any]) -> ArtifactSink:
+    """Open ``azureml:`` and the ``azureml://`` forms: the artifacts of runs, or a folder of a datastore."""
+    address = address_of(uri, os.environ)
+    if address.datastore is not None:
+        return open_datastore(address, storage_options)
+    return _reopen(address, dict(storage_options))
+
+
+def _reopen(address: Address, storage_options: dict[str, Any]) -> AzureMLSink:
+    sink = AzureMLSink.__new__(AzureMLSink)
+    sink._open(address, storage_options)
+    return sink
+
+
+def _key(run_id: str, path: str) -> ArtifactKey | None:
+    try:
+        return ArtifactKey(run_id, path)
+    except InvalidKey:
+        return None  # nobody can have put it here through us
