@@ -1,0 +1,207 @@
+"""The fake service as a whole: Azurite, the calls, and what a client needs to find them."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from stagesink.testing.azureml.artifacts import CONTAINER, Artifacts
+from stagesink.testing.azureml.blobs import BlobStore
+from stagesink.testing.azureml.calls import Calls
+from stagesink.testing.azureml.certificates import Certificates, make_certificates
+from stagesink.testing.azureml.datastores import Credential, Datastore, Datastores
+from stagesink.testing.azureml.faults import Faults
+from stagesink.testing.azureml.server import serving
+from stagesink.testing.azureml.state import State, Workspace
+from stagesink.testing.azureml.tokens import Tokens
+from stagesink.testing.azureml.tracking import Tracking
+from stagesink.testing.azurite import Azurite, start_azurite
+
+_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class FakeAzureML:
+    """Azure ML's run history, artifact and datastore calls over a real blob store; started with :meth:`start`.
+
+    Attributes
+    ----------
+    port : int
+    workspace : Workspace
+    azurite : Azurite
+        Where the bytes are.
+    blobs : BlobStore
+    state : State
+        Runs and registered paths, to look at and to change.
+    faults : Faults
+        What is to go wrong.
+    certificates : Certificates, optional
+        ``None`` where it speaks plain http.
+    """
+
+    port: int
+    workspace: Workspace
+    azurite: Azurite
+    blobs: BlobStore
+    state: State
+    faults: Faults
+    certificates: Certificates | None
+    _calls: Calls
+
+    @classmethod
+    @contextmanager
+    def start(
+        cls,
+        folder: Path,
+        *,
+        port: int = 0,
+        plain: bool = False,
+        azurite: Azurite | None = None,
+        page_size: int = 100,
+        batch_limit: int | None = None,
+        sas_seconds: float = 3600.0,
+        token_seconds: float = 3600.0,
+        on_disk: bool = False,
+    ) -> Iterator[FakeAzureML]:
+        """Run the service until the block ends.
+
+        Parameters
+        ----------
+        folder : Path
+            Gets certificates, Azurite's log and what it keeps.
+        port : int
+            Default: a free one.
+        plain : bool
+            Speak http. https, the default, needs the package ``trustme``.
+        azurite : Azurite, optional
+            One that runs already. Default: one is started, and ends with the service.
+        page_size : int
+            Artifacts on one page of a listing.
+        batch_limit : int, optional
+            Refuse to register more paths than this at once.
+        sas_seconds : float
+            How long a blob's URL gives access, in whole seconds.
+        token_seconds : float
+            How long the tokens of :meth:`environment` and of the token call are valid.
+        on_disk : bool
+            Keep the blobs in ``folder`` instead of in memory.
+
+        Raises
+        ------
+        RuntimeError
+            Azurite or trustme is not installed.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            certificates = None if plain else make_certificates(folder, _HOST, "localhost")
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((_HOST, port))
+            azurite = azurite or stack.enter_context(start_azurite(folder, on_disk=on_disk))
+            workspace = Workspace(str(uuid.uuid4()), "group", "ws")
+            tokens = Tokens(str(uuid.uuid4()))
+            blobs = BlobStore(azurite, azurite.endpoint, sas_seconds)
+            blobs.create_container(CONTAINER)
+            state, faults, port = State(workspace), Faults(), listener.getsockname()[1]
+            url = f"{'http' if plain else 'https'}://{_HOST}:{port}"
+            artifacts = Artifacts(state, blobs, faults, url, page_size, batch_limit)
+            tracking = Tracking(state, f"azureml://{_HOST}:{port}/mlflow/v2.0{workspace.path}")
+            calls = Calls(state, artifacts, Datastores(blobs), tracking, tokens, faults, token_seconds)
+            stack.enter_context(
+                serving(calls.answer, listener, certificates.server_context() if certificates else None)
+            )
+            yield cls(port, workspace, azurite, blobs, state, faults, certificates, calls)
+
+    @property
+    def url(self) -> str:
+        """Where the service is; what ``AZUREML_SERVICE_ENDPOINT`` says."""
+        return f"{'https' if self.certificates else 'http'}://{_HOST}:{self.port}"
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"azureml://{_HOST}:{self.port}/mlflow/v1.0{self.workspace.path}"
+
+    @property
+    def ca_path(self) -> Path | None:
+        """The certificate authority to trust, for ``REQUESTS_CA_BUNDLE`` and ``SSL_CERT_FILE``."""
+        return self.certificates.authority if self.certificates else None
+
+    @property
+    def calls(self) -> list[str]:
+        """The calls that were made, in order; :data:`~stagesink.testing.azureml.CALLS` names them."""
+        return self._calls.made
+
+    def new_run(self, experiment: str = "experiment", run_id: str | None = None) -> str:
+        """Return the id of a new run."""
+        return self.state.new_run(self.state.experiment(experiment), run_id).id
+
+    def run_uri(self, run_id: str) -> str:
+        """Return the run as ``azureml://.../workspaces/<ws>/experiments/<experiment>/runs/<run>``."""
+        experiment = self.state.runs[run_id].experiment.name
+        return f"{self.tracking_uri}/experiments/{quote(experiment)}/runs/{run_id}"
+
+    def datastore_uri(self, name: str, path: str = "") -> str:
+        """Return a datastore as ``azureml://subscriptions/.../datastores/<name>/paths/<path>``."""
+        workspace = self.workspace
+        return (
+            f"azureml://subscriptions/{workspace.subscription}/resourcegroups/{workspace.resource_group}"
+            f"/workspaces/{workspace.name}/datastores/{name}/paths/{quote(path)}"
+        )
+
+    def add_datastore(self, name: str, container: str, credential: Credential = "Sas") -> None:
+        """Make a container, and let the workspace know it by a name."""
+        self._calls.datastores.add(Datastore(name, container, credential))
+
+    def register(self, run_id: str, path: str) -> None:
+        """Register a path with no blob behind it, as an upload does that dies half-way."""
+        self.state.runs[run_id].artifacts.register(path, {})
+
+    def token(
+        self,
+        *,
+        expires_in: float | None = None,
+        valid_in: float = -5.0,
+        tenant: str | None = None,
+        workspace: str | None = None,
+    ) -> str:
+        """Return a bearer token.
+
+        Parameters
+        ----------
+        expires_in, valid_in : float
+            Seconds from now; a token that has expired, or is not valid yet, is refused.
+        tenant : str, optional
+            Another one is refused.
+        workspace : str, optional
+            Name of another workspace; its token is of no use in this one.
+        """
+        seconds = self._calls.token_seconds if expires_in is None else expires_in
+        mine = self.workspace
+        other = Workspace(mine.subscription, mine.resource_group, workspace) if workspace else mine
+        return self._calls.tokens.make(other.path, expires_in=seconds, valid_in=valid_in, tenant=tenant)
+
+    def environment(self, run_id: str, *, token: str | None = None) -> dict[str, str]:
+        """Return the variables of a job that works on a run, and those with which it trusts this service."""
+        token, run = token or self.token(), self.state.runs[run_id]
+        trust = {name: str(self.ca_path) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE") if self.ca_path}
+        return {
+            "AZUREML_RUN_ID": run_id,
+            "AZUREML_RUN_TOKEN": token,
+            "AZUREML_ARM_SUBSCRIPTION": self.workspace.subscription,
+            "AZUREML_ARM_RESOURCEGROUP": self.workspace.resource_group,
+            "AZUREML_ARM_WORKSPACE_NAME": self.workspace.name,
+            "AZUREML_ARM_PROJECT_NAME": run.experiment.name,
+            "AZUREML_EXPERIMENT_ID": run.experiment.id,
+            "AZUREML_SERVICE_ENDPOINT": self.url,
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            "MLFLOW_TRACKING_TOKEN": token,
+            "MLFLOW_RUN_ID": run_id,
+            "MLFLOW_EXPERIMENT_ID": run.experiment.id,
+            "MLFLOW_EXPERIMENT_NAME": run.experiment.name,
+            **trust,
+        }
