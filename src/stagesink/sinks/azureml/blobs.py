@@ -40,7 +40,8 @@ _BLOCK = 8 << 20
 _BLOCKS = 50_000  # of one blob
 _WINDOW = 16 << 20  # bytes asked for at once when reading
 
-_ENDED = {"AuthenticationFailed", "AuthorizationFailed", "ExpiredAuthenticationToken", "InvalidAuthenticationInfo"}
+# What a signature that has ended may be called. AuthorizationFailure is a firewall's word too, and then comes again.
+_ENDED = {"AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo"}
 _KINDS: dict[str, type[SinkError]] = {
     "ContainerNotFound": RunNotFound,
     "ContainerBeingDeleted": RunNotFound,
@@ -57,7 +58,7 @@ _KINDS: dict[str, type[SinkError]] = {
     "BlobImmutableDueToPolicy": SinkConflict,
 }
 _HINTS = {
-    "AuthorizationFailure": "The storage account's firewall refuses this machine: call from an allowed network.",
+    "AuthorizationFailure": "The signature has ended, or the storage account's firewall refuses this machine.",
     "AuthorizationPermissionMismatch": "The signature does not allow it; check what the workspace's identity may do.",
     "LeaseIdMissing": "Somebody holds a lease on the blob; break it, or choose another artifact path.",
     "ContainerNotFound": "The workspace's storage has no such container any more.",
@@ -146,11 +147,11 @@ class Blobs:
     def _put_whole(
         self, url: SignedUrl, data: bytearray, doing: str, on_bytes: OnBytes | None
     ) -> tuple[int, dict[str, str]]:
+        if on_bytes is not None and data:
+            on_bytes(len(data))  # before they go: whoever is told may stop it
         headers = {**_sum(data), "x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream"}
         response = self._request(url, "PUT", doing, body=data, headers=headers)
         self._check(response, doing, 201)
-        if on_bytes is not None and data:
-            on_bytes(len(data))
         return len(data), _digests(response)
 
     def _put_blocks(self, url: SignedUrl, pieces: Iterator[bytearray], doing: str, on_bytes: OnBytes | None) -> None:

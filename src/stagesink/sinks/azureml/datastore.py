@@ -2,13 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_address
+from typing import Any, BinaryIO
+from urllib.parse import quote
 
-from stagesink.errors import ConfigError
-from stagesink.sinks.azureml.address import Address
-from stagesink.sinks.protocol import ArtifactSink
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.errors import ConfigError, RunNotFound, SinkError
+from stagesink.sinks._http.client import HttpClient, json_of
+from stagesink.sinks.azureml.address import Address, Datastore, Workspace
+from stagesink.sinks.azureml.service import error_of
+from stagesink.sinks.azureml.signed import expiry
+from stagesink.sinks.protocol import ArtifactSink, OnBytes
+from stagesink.sinks.registry import open_sink
+
+_MARGIN = 300.0  # seconds: a large object must land before its signature ends
 
 
-def open_datastore(address: Address, storage_options: Mapping[str, Any]) -> ArtifactSink:
-    raise ConfigError("Datastores are not there yet.", hint="Upload to azureml:.")
+class DatastoreSink:
+    """Objects at ``<path>/<run_id>/...`` of a datastore, carried by the sink for ``az://``.
+
+    The service is asked once which account and container the name stands for and what opens them, and asked again
+    before a signature ends.
+
+    Parameters
+    ----------
+    address : Address
+        With its datastore.
+    http : HttpClient
+        For the service; brings the token.
+    storage_options : mapping
+        For the store's own client; they go before what the service says.
+    reopen : callable
+        Makes the same sink from ``address`` and ``storage_options``, in another process.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        http: HttpClient,
+        storage_options: Mapping[str, Any],
+        reopen: Callable[[Address, dict[str, Any]], ArtifactSink],
+    ) -> None:
+        if address.datastore is None:
+            raise ConfigError("The URI names no datastore.")
+        self._address = address
+        self._datastore: Datastore = address.datastore
+        self._http = http
+        self._options = dict(storage_options)
+        self._reopen = reopen
+        self._opened: tuple[ArtifactSink, float | None] | None = None
+
+    @property
+    def uri(self) -> str:
+        """Printable address of the folder."""
+        path = f"/paths/{self._datastore.path}" if self._datastore.path else ""
+        return f"{self._address.workspace.tracking_uri}/datastores/{self._datastore.name}{path}"
+
+    def __repr__(self) -> str:
+        return f"DatastoreSink({self.uri!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., ArtifactSink], tuple[Address, dict[str, Any]]]:
+        return self._reopen, (self._address, self._options)
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        """Store all bytes of ``source`` under ``key``; see :meth:`.ArtifactSink.put`."""
+        return self._inner().put(key, source, on_bytes=on_bytes)
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Return what is held under ``key``, or None."""
+        return self._inner().stat(key)
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        """Open the object for reading; raises :class:`~stagesink.errors.ArtifactNotFound` when it is not there."""
+        return self._inner().open(key)
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        """Yield the objects of a run, or those under one object's or folder's name."""
+        return self._inner().list(run_id, prefix)
+
+    def delete(self, key: ArtifactKey) -> None:
+        """Remove the object, if it is there."""
+        self._inner().delete(key)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        if self._opened is not None:
+            self._opened[0].close()
+            self._opened = None
+        self._http.close()
+
+    def _inner(self) -> ArtifactSink:
+        opened = self._opened  # two threads may both ask: either answer serves
+        if opened is None or (opened[1] is not None and opened[1] < time.time() + _MARGIN):
+            opened = self._opened = self._open()
+        return opened[0]
+
+    def _open(self) -> tuple[ArtifactSink, float | None]:
+        section = _section(self._http, self._address.workspace, self._datastore.name)
+        path = f"/{self._datastore.path}" if self._datastore.path else ""
+        sas = section.get("sasToken")
+        sink = open_sink(
+            f"az://{section['containerName']}{path}", storage_options={**_options(section), **self._options}
+        )
+        return sink, expiry(f"?{sas.lstrip('?')}") if isinstance(sas, str) else None
+
+
+def _section(http: HttpClient, workspace: Workspace, name: str) -> Mapping[str, Any]:
+    """Ask the service what a datastore is.
+
+    ``GET /datastore/v1.0/.../datastores/<name>``; its answer, ``azureStorageSection``, is that of the client
+    azureml-core.
+    """
+    doing = f"The datastore {name} of {workspace.name} could not be looked up"
+    url = f"{workspace.service}/datastore/v1.0/{workspace.path}/datastores/{quote(name, safe='')}"
+    response = http.request("GET", url, doing)
+    error = error_of(response, doing, http.name, missing=SinkError)
+    if error is not None:
+        if response.status == 404:
+            raise RunNotFound(error.message, hint="Check the datastore's name; the studio lists them under Data.")
+        raise error
+    section = json_of(response).get("azureStorageSection")
+    if not isinstance(section, Mapping) or not section.get("accountName") or not section.get("containerName"):
+        raise SinkError(f"{doing}: it is no blob container.", hint="Take a datastore of the type Azure Blob Storage.")
+    return section
+
+
+def _options(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the storage options of ``az://``: a connection string where the service hands out something secret."""
+    account = section["accountName"]
+    endpoint, protocol = section.get("endpoint") or "core.windows.net", section.get("protocol") or "https"
+    store = f"{protocol}://{account}.blob.{endpoint}"
+    if _is_address(endpoint):  # an emulator: its accounts have no host names
+        store = f"{protocol}://{endpoint}/{account}"
+    if sas := section.get("sasToken"):
+        return {"connection_string": f"BlobEndpoint={store};SharedAccessSignature={str(sas).lstrip('?')}"}
+    if key := section.get("accountKey"):
+        return {"connection_string": f"BlobEndpoint={store};AccountName={account};AccountKey={key}"}
+    return {"account_name": account, "anon": False}  # we show ourselves who we are
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        ip_address(endpoint.partition(":")[0])
+    except ValueError:
+        return False
+    return True

@@ -32,7 +32,7 @@ class SignedUrl:
     def current(self) -> str:
         """Return the URL, renewed when it is about to end."""
         url = self._url
-        ends = _expiry(url)
+        ends = expiry(url)
         return self.after(url) if ends is not None and ends < time.time() + _MARGIN else url
 
     def after(self, refused: str) -> str:
@@ -43,7 +43,7 @@ class SignedUrl:
             return self._url
 
 
-def _expiry(url: str) -> float | None:
+def expiry(url: str) -> float | None:
     """Return the ``se`` of a shared access signature, in seconds since 1970.
 
     https://learn.microsoft.com/rest/api/storageservices/create-service-sas

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -18,7 +18,7 @@ from stagesink.sinks._http.pools import pool_manager
 from stagesink.sinks.azureml.address import Address, address_of
 from stagesink.sinks.azureml.auth import Tokens
 from stagesink.sinks.azureml.blobs import Blobs
-from stagesink.sinks.azureml.datastore import open_datastore
+from stagesink.sinks.azureml.datastore import DatastoreSink
 from stagesink.sinks.azureml.registrar import Registrar
 from stagesink.sinks.azureml.service import Run, experiment_of
 from stagesink.sinks.azureml.signed import SignedUrl
@@ -41,28 +41,17 @@ class AzureMLSink:
 
     Parameters
     ----------
-    uri : str
-        ``azureml:``, which takes everything from the environment of a job or from ``MLFLOW_TRACKING_URI``; a
-        workspace's tracking URI; or that of one of its runs, with ``/experiments/<name>/runs/<id>``.
+    address : Address
+        Of the workspace; :func:`open_azureml` reads it from a URI.
     storage_options : mapping, optional
         ``credential``: one of azure-identity's, or anything with its ``get_token``, instead of the environment's.
-
-    Raises
-    ------
-    ConfigError
-        The URI, or what the environment says, names no workspace.
     """
 
-    def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
-        self._open(address_of(uri, os.environ), dict(storage_options or {}))
-
-    def _open(self, address: Address, options: dict[str, Any]) -> None:
+    def __init__(self, address: Address, storage_options: Mapping[str, Any] | None = None) -> None:
         self._address = address
-        self._options = options
-        self._tokens = Tokens(options.get("credential"))
-        service = address.workspace.service
-        self._http = HttpClient(urlsplit(service).netloc, partial(pool_manager, service), self._headers)
-        self._blob_http = HttpClient("the workspace's storage", self._blob_pool)
+        self._options = dict(storage_options or {})
+        self._http = _service(address, Tokens(self._options.get("credential")))
+        self._blob_http = HttpClient("the workspace's storage", _blob_pool)
         self._blobs = Blobs(self._blob_http)
         self._runs: dict[str, Run] = {}
         self._registrars: dict[tuple[int, str], Registrar] = {}
@@ -75,9 +64,9 @@ class AzureMLSink:
     def __repr__(self) -> str:
         return f"AzureMLSink({self.uri!r})"
 
-    def __reduce__(self) -> tuple[Callable[..., AzureMLSink], tuple[Address, dict[str, Any]]]:
+    def __reduce__(self) -> tuple[type[AzureMLSink], tuple[Address, dict[str, Any]]]:
         # By its workspace, so that it means the same where the environment names another.
-        return _reopen, (self._address, self._options)
+        return AzureMLSink, (self._address, self._options)
 
     # -- the protocol --------------------------------------------------------------------------------------------------
 
@@ -169,27 +158,31 @@ class AzureMLSink:
     def _describe(self, run: Run, key: ArtifactKey, size: int, digests: dict[str, str]) -> StoredArtifact:
         return StoredArtifact(key, f"{run.uri}/{key.path}", size, digests)
 
-    # -- connections ---------------------------------------------------------------------------------------------------
-
-    def _headers(self) -> dict[str, str]:
-        return {"User-Agent": f"stagesink/{__version__}", **self._tokens.headers()}
-
-    def _blob_pool(self) -> PoolManager:
-        return pool_manager("https://blob.core.windows.net")  # stands for all storage accounts: which proxy to take
-
 
 def open_azureml(uri: str, storage_options: Mapping[str, Any]) -> ArtifactSink:
     """Open ``azureml:`` and the ``azureml://`` forms: the artifacts of runs, or a folder of a datastore."""
-    address = address_of(uri, os.environ)
-    if address.datastore is not None:
-        return open_datastore(address, storage_options)
-    return _reopen(address, dict(storage_options))
+    return _open(address_of(uri, os.environ), dict(storage_options))
 
 
-def _reopen(address: Address, storage_options: dict[str, Any]) -> AzureMLSink:
-    sink = AzureMLSink.__new__(AzureMLSink)
-    sink._open(address, storage_options)
-    return sink
+def _open(address: Address, storage_options: dict[str, Any]) -> ArtifactSink:
+    if address.datastore is None:
+        return AzureMLSink(address, storage_options)
+    rest = {name: value for name, value in storage_options.items() if name != "credential"}
+    return DatastoreSink(address, _service(address, Tokens(storage_options.get("credential"))), rest, _open)
+
+
+def _service(address: Address, tokens: Tokens) -> HttpClient:
+    """Return what calls the workspace's services."""
+    service = address.workspace.service
+    return HttpClient(
+        urlsplit(service).netloc,
+        partial(pool_manager, service),
+        lambda: {"User-Agent": f"stagesink/{__version__}", **tokens.headers()},
+    )
+
+
+def _blob_pool() -> PoolManager:
+    return pool_manager("https://blob.core.windows.net")  # stands for all storage accounts: which proxy to take
 
 
 def _key(run_id: str, path: str) -> ArtifactKey | None:
