@@ -27,28 +27,35 @@ class Azurite:
     port : int
     account, key : str
         Those that every Azurite has; https://learn.microsoft.com/azure/storage/common/storage-connect-azurite.
+    scheme : {"http", "https"}
     """
 
     port: int
     account: str = "devstoreaccount1"
     key: str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    scheme: str = "http"
 
     @property
     def endpoint(self) -> str:
         """URL of the account."""
-        return f"http://127.0.0.1:{self.port}/{self.account}"
+        return f"{self.scheme}://127.0.0.1:{self.port}/{self.account}"
 
     @property
     def connection_string(self) -> str:
         return (
-            f"DefaultEndpointsProtocol=http;AccountName={self.account};AccountKey={self.key};"
+            f"DefaultEndpointsProtocol={self.scheme};AccountName={self.account};AccountKey={self.key};"
             f"BlobEndpoint={self.endpoint};"
         )
 
 
 @contextmanager
 def start_azurite(
-    folder: Path, *, command: Sequence[str] | None = None, port: int | None = None, on_disk: bool = False
+    folder: Path,
+    *,
+    command: Sequence[str] | None = None,
+    port: int | None = None,
+    on_disk: bool = False,
+    certificate: tuple[Path, Path] | None = None,
 ) -> Iterator[Azurite]:
     """Run Azurite until the block ends.
 
@@ -63,6 +70,8 @@ def start_azurite(
         Default: a free one.
     on_disk : bool
         Keep the blobs in ``folder`` instead of in memory.
+    certificate : tuple of Path, optional
+        A certificate and its key, both PEM: it speaks https with them.
 
     Raises
     ------
@@ -73,8 +82,9 @@ def start_azurite(
     port = port or _free_port()
     folder.mkdir(parents=True, exist_ok=True)
     keeping = ["--location", str(folder / "blobs")] if on_disk else ["--inMemoryPersistence"]
+    speaking = ["--cert", str(certificate[0]), "--key", str(certificate[1])] if certificate else []
     log = folder / "azurite.log"
-    arguments = ["--blobHost", "127.0.0.1", "--blobPort", str(port), *keeping, "--skipApiVersionCheck"]
+    arguments = ["--blobHost", "127.0.0.1", "--blobPort", str(port), *keeping, *speaking, "--skipApiVersionCheck"]
     with (
         log.open("wb") as output,
         subprocess.Popen(
@@ -87,7 +97,7 @@ def start_azurite(
     ):
         try:
             _wait(server, port, log)
-            yield Azurite(port)
+            yield Azurite(port, scheme="https" if certificate else "http")
         finally:
             server.kill()
 

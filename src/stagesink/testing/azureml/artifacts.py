@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from stagesink.testing.azureml.blobs import BlobStore
 from stagesink.testing.azureml.faults import BadUrl, Faults, Partial
@@ -123,7 +123,7 @@ class Artifacts:
         link = None
         if following:
             query = {"path": prefix} if prefix else {}
-            link = f"{self.url}{quote(request.path)}?{urlencode({**query, 'continuationToken': following})}"
+            link = f"{self.url}{request.path}?{urlencode({**query, 'continuationToken': following})}"
         value = [shown(artifact) for artifact in artifacts]
         return answer({"value": value, "continuationToken": following, "nextLink": link})
 

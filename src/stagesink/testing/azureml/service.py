@@ -16,6 +16,7 @@ from stagesink.testing.azureml.calls import Calls
 from stagesink.testing.azureml.certificates import Certificates, make_certificates
 from stagesink.testing.azureml.datastores import Credential, Datastore, Datastores
 from stagesink.testing.azureml.faults import Faults
+from stagesink.testing.azureml.proxy import tunnelling
 from stagesink.testing.azureml.server import serving
 from stagesink.testing.azureml.state import State, Workspace
 from stagesink.testing.azureml.tokens import Tokens
@@ -42,6 +43,8 @@ class FakeAzureML:
         What is to go wrong.
     certificates : Certificates, optional
         ``None`` where it speaks plain http.
+    proxy : str, optional
+        With ``azure_names``: what leads to them, for ``HTTPS_PROXY``.
     """
 
     port: int
@@ -51,6 +54,7 @@ class FakeAzureML:
     state: State
     faults: Faults
     certificates: Certificates | None
+    proxy: str | None
     _calls: Calls
 
     @classmethod
@@ -67,6 +71,7 @@ class FakeAzureML:
         sas_seconds: float = 3600.0,
         token_seconds: float = 3600.0,
         on_disk: bool = False,
+        azure_names: bool = False,
     ) -> Iterator[FakeAzureML]:
         """Run the service until the block ends.
 
@@ -90,6 +95,9 @@ class FakeAzureML:
             How long the tokens of :meth:`environment` and of the token call are valid.
         on_disk : bool
             Keep the blobs in ``folder`` instead of in memory.
+        azure_names : bool
+            Give out blob URLs as Azure's are, ``https://<account>.blob.core.windows.net/...``, for clients that take no
+            others; ``proxy`` leads there. It starts an Azurite of its own.
 
         Raises
         ------
@@ -98,14 +106,23 @@ class FakeAzureML:
         """
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            certificates = None if plain else make_certificates(folder, _HOST, "localhost")
+            account = f"{Azurite.account}.blob.core.windows.net"
+            certificates = None if plain else make_certificates(folder, _HOST, "localhost", account)
             listener = stack.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((_HOST, port))
+            endpoint, proxy, tls = None, None, None
+            if azure_names:
+                if not certificates or azurite:
+                    raise ValueError("azure_names needs https, and an Azurite of its own.")
+                shown = certificates.chain, certificates.key
+                azurite = stack.enter_context(start_azurite(folder, on_disk=on_disk, certificate=shown))
+                endpoint, tls = f"https://{account}", certificates.client_context()
+                proxy = stack.enter_context(tunnelling({f"{account}:443": (_HOST, azurite.port)}))
             azurite = azurite or stack.enter_context(start_azurite(folder, on_disk=on_disk))
             workspace = Workspace(str(uuid.uuid4()), "group", "ws")
             tokens = Tokens(str(uuid.uuid4()))
-            blobs = BlobStore(azurite, azurite.endpoint, sas_seconds)
+            blobs = BlobStore(azurite, endpoint or azurite.endpoint, sas_seconds, tls)
             blobs.create_container(CONTAINER)
             state, faults, port = State(workspace), Faults(), listener.getsockname()[1]
             url = f"{'http' if plain else 'https'}://{_HOST}:{port}"
@@ -115,7 +132,7 @@ class FakeAzureML:
             stack.enter_context(
                 serving(calls.answer, listener, certificates.server_context() if certificates else None)
             )
-            yield cls(port, workspace, azurite, blobs, state, faults, certificates, calls)
+            yield cls(port, workspace, azurite, blobs, state, faults, certificates, proxy, calls)
 
     @property
     def url(self) -> str:
@@ -189,6 +206,7 @@ class FakeAzureML:
         """Return the variables of a job that works on a run, and those with which it trusts this service."""
         token, run = token or self.token(), self.state.runs[run_id]
         trust = {name: str(self.ca_path) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE") if self.ca_path}
+        ways = {"HTTPS_PROXY": self.proxy, "NO_PROXY": _HOST} if self.proxy else {}
         return {
             "AZUREML_RUN_ID": run_id,
             "AZUREML_RUN_TOKEN": token,
@@ -198,10 +216,12 @@ class FakeAzureML:
             "AZUREML_ARM_PROJECT_NAME": run.experiment.name,
             "AZUREML_EXPERIMENT_ID": run.experiment.id,
             "AZUREML_SERVICE_ENDPOINT": self.url,
+            "AZUREML_CURRENT_CLOUD": "AzureCloud",
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "MLFLOW_TRACKING_TOKEN": token,
             "MLFLOW_RUN_ID": run_id,
             "MLFLOW_EXPERIMENT_ID": run.experiment.id,
             "MLFLOW_EXPERIMENT_NAME": run.experiment.name,
             **trust,
+            **ways,
         }
