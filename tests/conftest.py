@@ -9,7 +9,9 @@ from types import ModuleType
 import pytest
 from hypothesis import HealthCheck, settings
 from mlflow_servers import AUTH_CONFIG, MlflowServer, launcher, s3_environment, workers
-from servers import FtpServer, S3Server, ftp_server, installed, moto_server, shared
+from servers import FtpServer, S3Server, azurite_server, ftp_server, installed, moto_server, shared
+
+from stagesink.testing.azurite import Azurite
 
 # No deadline: a test must not fail because the machine is busy.
 settings.register_profile("local", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -17,6 +19,11 @@ settings.register_profile("ci", settings.get_profile("local"), derandomize=True,
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 _SETTINGS = ("STAGESINK_", "MLFLOW_", "AZUREML_")
+
+# The clouds' settings go before any fixture opens a store; these two files would be looked for in the home folder.
+for _name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
+    del os.environ[_name]
+os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +42,13 @@ def moto(request: pytest.FixtureRequest) -> S3Server:
 def bucket(moto: S3Server) -> str:
     moto.boto3().create_bucket(Bucket="stagesink")
     return "stagesink"
+
+
+@pytest.fixture(scope="session")
+def azurite(request: pytest.FixtureRequest) -> Azurite:
+    """Azure's blob store; it has the container ``stagesink``."""
+    installed("adlfs", "azure.storage.blob")
+    return shared(request, "azurite", azurite_server)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from stagesink.testing.azurite import COMMAND_VARIABLE, Azurite, start_azurite
 
 T = TypeVar("T")
 
@@ -119,6 +122,30 @@ def moto_server(folder: Path) -> Iterator[S3Server]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with process(command, port, folder / "moto.log", MOTO_S3_DEFAULT_MAX_KEYS=str(PAGE)):
         yield S3Server(port)
+
+
+@contextmanager
+def azurite_server(folder: Path) -> Iterator[Azurite]:
+    """Azure's blob store as Azurite plays it, with a container ``stagesink``."""
+    with start_azurite(folder, command=[azurite_command()]) as azurite:
+        _create_container(azurite, "stagesink")
+        yield azurite
+
+
+def azurite_command() -> str:
+    """Find Azurite, or skip: it comes with Node, as tests/node says."""
+    local = Path(__file__).with_name("node") / "node_modules" / ".bin" / "azurite-blob"
+    command = os.environ.get(COMMAND_VARIABLE) or (str(local) if local.is_file() else None)
+    if command is None or shutil.which("node") is None:
+        pytest.skip(f"Azurite is not here: run `npm ci` in tests/node, or name it in {COMMAND_VARIABLE}")
+    return command
+
+
+def _create_container(azurite: Azurite, name: str) -> None:
+    from azure.storage.blob import ContainerClient
+
+    with ContainerClient.from_connection_string(azurite.connection_string, name) as container:
+        container.create_container()
 
 
 _FTP = """
