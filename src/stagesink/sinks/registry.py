@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, cast
 
 from stagesink.errors import ConfigError, MissingExtra, UnknownScheme
@@ -34,6 +35,8 @@ _ENGINES = {
     "mlflow": {"mlflow": "stagesink.sinks.mlflow:open_mlflow_client"},
 }
 _FALLBACK = "stagesink.sinks.fsspec:open_fsspec"
+_FASTER = dict.fromkeys(("s3", "s3a", "az", "abfs", "abfss", "gs", "gcs"), "stagesink.sinks.obstore:open_obstore")
+"""Who carries a scheme of fsspec's instead, where obstore is installed; the store and its names are the same."""
 
 
 def scheme_of(uri: str) -> str:
@@ -106,7 +109,8 @@ def _factory(scheme: str) -> SinkFactory:
     from fsspec.registry import known_implementations, registry
 
     if scheme in known_implementations or scheme in registry:
-        return _load(_FALLBACK, "all")
+        faster = scheme in _FASTER and find_spec("obstore") is not None
+        return _load(_FASTER[scheme] if faster else _FALLBACK, "all")
     known = sorted({*_BUILT_IN, *known_implementations, *(e.name for e in entry_points(group=ENTRY_POINT_GROUP))})
     near = difflib.get_close_matches(scheme, known, n=1)
     raise UnknownScheme(

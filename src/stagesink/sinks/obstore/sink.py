@@ -1,0 +1,264 @@
+"""Object stores through obstore; what it cannot do is carried by fsspec, in the same store under the same names."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from typing import Any, BinaryIO, cast
+
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.errors import ArtifactNotFound, InvalidKey, RunNotFound, SinkError
+from stagesink.redaction import without_secrets
+from stagesink.sinks.fsspec import FsspecSink, open_fsspec
+from stagesink.sinks.obstore import azure, google, s3, stores
+from stagesink.sinks.obstore.digests import Encryption, digests_of_head, md5_of
+from stagesink.sinks.obstore.errors import error_of, made_up, sink_error
+from stagesink.sinks.obstore.look import Look
+from stagesink.sinks.obstore.parts import PART_BYTES, Budget, Pieces, part_bytes
+from stagesink.sinks.obstore.reader import ObjectReader
+from stagesink.sinks.obstore.settings import Settings
+from stagesink.sinks.protocol import ArtifactSink, OnBytes
+from stagesink.sinks.registry import scheme_of
+
+_PROVIDERS: dict[str, Callable[[str, Mapping[str, Any], Mapping[str, str]], Settings | None]] = {
+    **dict.fromkeys(("s3", "s3a"), s3.settings),
+    **dict.fromkeys(("az", "abfs", "abfss"), azure.settings),
+    **dict.fromkeys(("gs", "gcs"), google.settings),
+}
+_READ_BYTES = 1 << 16
+_PAGE = 1_000  # objects
+_budget = Budget()
+
+
+def open_obstore(uri: str, storage_options: Mapping[str, Any]) -> ArtifactSink:
+    """Open an object store by obstore, or by fsspec where obstore does not do what is asked for."""
+    settings = _PROVIDERS[scheme_of(uri)](uri, storage_options, os.environ) if stores.usable() else None
+    if settings is None:
+        return open_fsspec(uri, storage_options)
+    return ObstoreSink(uri, storage_options, settings)
+
+
+class ObstoreSink:
+    """Objects at ``<root>/<run_id>/<path>`` in a bucket or container.
+
+    Small objects go in one request, large ones in parts, some at once; all objects in flight share one budget of
+    memory. The client's own retries are off. A child of a fork is carried by fsspec.
+
+    Parameters
+    ----------
+    uri : str
+        As fsspec knows it.
+    storage_options : mapping
+        As the fsspec implementation names them.
+    settings : Settings
+        What they come to.
+    """
+
+    def __init__(self, uri: str, storage_options: Mapping[str, Any], settings: Settings) -> None:
+        self._url = uri
+        self._options = dict(storage_options)
+        self._settings = settings
+        # By process id: nothing here is used on both sides of a fork.
+        self._clients: dict[int, _Client] = {}
+        self._others: dict[int, FsspecSink] = {}
+
+    @property
+    def uri(self) -> str:
+        """Printable address of the sink, without a slash at its end."""
+        scheme, separator, rest = without_secrets(self._url).partition("://")
+        return f"{scheme}{separator}{rest.rstrip('/')}"
+
+    def __repr__(self) -> str:
+        return f"ObstoreSink({self.uri!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., ArtifactSink], tuple[str, dict[str, Any]]]:
+        return open_obstore, (self._url, self._options)
+
+    # -- the protocol --------------------------------------------------------------------------------------------------
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        """Store all bytes of ``source`` under ``key``; see :meth:`.ArtifactSink.put`."""
+        if (other := self._after_fork()) is not None:
+            return other.put(key, source, on_bytes=on_bytes)
+        path, size = self._path(key), source.size
+        part = part_bytes(size)
+        with closing(source.open()) as stream, _budget.taking(size, part) as at_once:
+            pieces = Pieces(stream, size, on_bytes)
+            data = pieces.whole(PART_BYTES) if size is None or size <= PART_BYTES else None
+            if data is not None:
+                etag = self._send(data, pieces, key, path, use_multipart=False)
+            else:
+                how = {"use_multipart": True, "chunk_size": part, "max_concurrency": at_once}
+                etag = self._send(pieces, pieces, key, path, **how)
+        return StoredArtifact(key, self._address(key), pieces.count, self._digests(etag, path))
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Return what is held under ``key``, or None."""
+        if (other := self._after_fork()) is not None:
+            return other.stat(key)
+        return self._stat(key)
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        """Open the object for reading; raises :class:`~stagesink.errors.ArtifactNotFound` when it is not there."""
+        if (other := self._after_fork()) is not None:
+            return other.open(key)
+        import obstore
+
+        path = self._path(key)
+        reading = f"{self._address(key)} could not be read"
+        with self._translating(reading, path):
+            result = obstore.get(self._client().store, path)
+        self._must_be_the_stores(result.meta["e_tag"], reading)
+        reader = ObjectReader(result, reading, lambda error: self._error(error, reading, path))
+        return cast("BinaryIO", io.BufferedReader(reader, _READ_BYTES))
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        """Yield the objects of a run, or those under one object's or folder's name."""
+        ArtifactKey(run_id, prefix or "any")  # refuses what would leave the run
+        if (other := self._after_fork()) is not None:
+            yield from other.list(run_id, prefix)
+            return
+        with ThreadPoolExecutor(1, "stagesink-list") as pool:
+            # obstore lists folders; whether an object has the very name is asked meanwhile.
+            alone = pool.submit(self._stat, ArtifactKey(run_id, prefix)) if prefix else None
+            yield from self._find(run_id, prefix)
+            if alone is not None and (stored := alone.result()) is not None:
+                yield StoredArtifact(stored.key, stored.uri, stored.size)
+
+    def delete(self, key: ArtifactKey) -> None:
+        """Remove the object, if it is there."""
+        if (other := self._after_fork()) is not None:
+            other.delete(key)
+            return
+        import obstore
+
+        path = self._path(key)
+        with suppress(ArtifactNotFound), self._translating(f"{self._address(key)} could not be deleted", path):
+            obstore.delete(self._client().store, path)
+
+    def close(self) -> None:
+        """Let go of this process's connections."""
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
+            client.look.close()
+        other = self._others.pop(os.getpid(), None)
+        if other is not None:
+            other.close()
+
+    # -- how it is done ------------------------------------------------------------------------------------------------
+
+    def _send(self, body: Any, pieces: Pieces, key: ArtifactKey, path: str, **how: Any) -> str | None:
+        import obstore
+
+        doing = f"{self._address(key)} could not be put"
+        try:
+            etag: str | None = obstore.put(self._client().store, path, body, **how)["e_tag"]
+        except BaseException as error:
+            if pieces.error is not None:
+                raise pieces.error from pieces.error.__cause__
+            if isinstance(error, stores.errors()):
+                raise self._error(error, doing, path, missing=RunNotFound) from None
+            raise
+        self._must_be_the_stores(etag, doing)
+        return etag
+
+    def _stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        path, looking = self._path(key), f"{self._address(key)} could not be looked up"
+        digests: dict[str, str] = {}
+        if self._settings.kind == "S3Store":  # obstore does not tell how an object is encrypted
+            answer = self._client().look.head(path, looking)
+            error = error_of(answer, looking, ArtifactNotFound)
+            if error is not None:
+                raise error
+            if answer.status >= 400:
+                return None
+            size, digests = int(answer.headers["content-length"]), digests_of_head(answer)
+        else:
+            import obstore
+
+            try:
+                with self._translating(looking, path):
+                    meta = obstore.head(self._client().store, path)
+            except ArtifactNotFound:
+                return None
+            self._must_be_the_stores(meta["e_tag"], looking)
+            size = meta["size"]
+        return StoredArtifact(key, self._address(key), size, digests)
+
+    def _find(self, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
+        import obstore
+
+        base = f"{self._settings.root}/{run_id}".lstrip("/")
+        listing = f"{self._address(run_id)} could not be listed"
+        pages = iter(obstore.list(self._client().store, f"{base}/{prefix}", chunk_size=_PAGE))
+        while True:
+            with self._translating(listing, None):
+                page = next(pages, None)
+            if page is None:
+                return
+            for found in page:
+                key = _key(run_id, found["path"][len(base) + 1 :])
+                if key is not None:
+                    yield StoredArtifact(key, self._address(key), found["size"])
+
+    def _digests(self, etag: str | None, path: str) -> dict[str, str]:
+        md5 = md5_of(etag)
+        if md5 is None or self._settings.kind != "S3Store":
+            return {}
+        return {"md5": md5} if self._client().encryption.keeps_md5(path) else {}
+
+    @contextmanager
+    def _translating(self, doing: str, path: str | None) -> Iterator[None]:
+        try:
+            yield
+        except stores.errors() as error:
+            raise self._error(error, doing, path) from None
+
+    def _error(
+        self, error: BaseException, doing: str, path: str | None, *, missing: type[SinkError] = ArtifactNotFound
+    ) -> SinkError:
+        look = self._client().look
+        again = partial(look.listing, doing) if path is None else partial(look.at, path, doing)
+        return sink_error(error, doing, missing, again if look.can_sign else None)
+
+    def _must_be_the_stores(self, etag: str | None, doing: str) -> None:
+        if etag is None:
+            raise made_up(doing)
+
+    def _address(self, what: ArtifactKey | str) -> str:
+        return f"{self.uri}/{what}"
+
+    def _path(self, key: ArtifactKey) -> str:
+        return f"{self._settings.root}/{key}".lstrip("/")
+
+    def _client(self) -> _Client:
+        client = self._clients.get(os.getpid())
+        return client or self._clients.setdefault(os.getpid(), _Client(self._settings, self.uri))
+
+    def _after_fork(self) -> FsspecSink | None:
+        """Return who carries a child of a process that had loaded obstore; None where obstore may be used."""
+        if stores.usable():
+            return None
+        return self._others.get(os.getpid()) or self._others.setdefault(
+            os.getpid(), FsspecSink(self._url, self._options)
+        )
+
+
+class _Client:
+    """What one process talks to the store with."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self.store = stores.make(settings)
+        self.look = Look(settings, self.store, name)
+        self.encryption = Encryption(self.look)
+
+
+def _key(run_id: str, path: str) -> ArtifactKey | None:
+    try:
+        return ArtifactKey(run_id, path)
+    except InvalidKey:
+        return None  # nobody can have put it here through us
