@@ -7,10 +7,12 @@ import warnings
 from types import ModuleType
 
 import pytest
+from azureml_servers import azureml_server
 from hypothesis import HealthCheck, settings
 from mlflow_servers import AUTH_CONFIG, MlflowServer, launcher, s3_environment, workers
 from servers import FtpServer, S3Server, azurite_server, ftp_server, installed, moto_server, shared
 
+from stagesink.testing.azureml import FakeAzureML
 from stagesink.testing.azurite import Azurite
 
 # No deadline: a test must not fail because the machine is busy.
@@ -49,6 +51,12 @@ def azurite(request: pytest.FixtureRequest) -> Azurite:
     """Azure's blob store; it has the container ``stagesink``."""
     installed("adlfs", "azure.storage.blob")
     return shared(request, "azurite", azurite_server)
+
+
+@pytest.fixture(scope="session")
+def azureml_service(request: pytest.FixtureRequest) -> FakeAzureML:
+    """Azure ML's calls over an Azurite of its own, with https."""
+    return shared(request, "azureml", azureml_server)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ from stagesink.testing.azurite import COMMAND_VARIABLE, Azurite, start_azurite
 
 T = TypeVar("T")
 
+_AZURITE = os.environ.get(COMMAND_VARIABLE)  # now: within a test there are no settings of the machine
+
 PAGE = 100
 """Objects on one page of moto's listings; 1,000 as on the real S3 would only make the tests slower."""
 
@@ -135,7 +137,7 @@ def azurite_server(folder: Path) -> Iterator[Azurite]:
 def azurite_command() -> str:
     """Find Azurite, or skip: it comes with Node, as tests/node says."""
     local = Path(__file__).with_name("node") / "node_modules" / ".bin" / "azurite-blob"
-    command = os.environ.get(COMMAND_VARIABLE) or (str(local) if local.is_file() else None)
+    command = _AZURITE or (str(local) if local.is_file() else None)
     if command is None or shutil.which("node") is None:
         pytest.skip(f"Azurite is not here: run `npm ci` in tests/node, or name it in {COMMAND_VARIABLE}")
     return command

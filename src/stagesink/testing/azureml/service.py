@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,7 @@ class FakeAzureML:
         port: int = 0,
         plain: bool = False,
         azurite: Azurite | None = None,
+        command: Sequence[str] | None = None,
         page_size: int = 100,
         batch_limit: int | None = None,
         sas_seconds: float = 3600.0,
@@ -85,6 +86,8 @@ class FakeAzureML:
             Speak http. https, the default, needs the package ``trustme``.
         azurite : Azurite, optional
             One that runs already. Default: one is started, and ends with the service.
+        command : sequence of str, optional
+            How to start Azurite, as :func:`~stagesink.testing.azurite.start_azurite` takes it.
         page_size : int
             Artifacts on one page of a listing.
         batch_limit : int, optional
@@ -116,10 +119,12 @@ class FakeAzureML:
                 if not certificates or azurite:
                     raise ValueError("azure_names needs https, and an Azurite of its own.")
                 shown = certificates.chain, certificates.key
-                azurite = stack.enter_context(start_azurite(folder, on_disk=on_disk, certificate=shown))
+                azurite = stack.enter_context(
+                    start_azurite(folder, command=command, on_disk=on_disk, certificate=shown)
+                )
                 endpoint, tls = f"https://{account}", certificates.client_context()
                 proxy = stack.enter_context(tunnelling({f"{account}:443": (_HOST, azurite.port)}))
-            azurite = azurite or stack.enter_context(start_azurite(folder, on_disk=on_disk))
+            azurite = azurite or stack.enter_context(start_azurite(folder, command=command, on_disk=on_disk))
             workspace = Workspace(str(uuid.uuid4()), "group", "ws")
             tokens = Tokens(str(uuid.uuid4()))
             blobs = BlobStore(azurite, endpoint or azurite.endpoint, sas_seconds, tls)
