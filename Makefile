@@ -1,5 +1,5 @@
 # Two commands for a fresh clone: `make test` and `make demo`. Each makes its own environment, once.
-# ARGS are handed on: make demo ARGS="--sink memory:", make tox ARGS="run -e py312-full -- -k archive".
+# ARGS are handed on: make demo ARGS="--sink memory:", make tox ARGS="run -e py312-core -- -k archive".
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 python; do \
@@ -13,10 +13,10 @@ ARGS =
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-test: ## Lint, types, layers, and the suite on the oldest and the newest Python at hand
+test: ## Lint, types, layers, and each kind of suite on the oldest or the newest Python at hand
 	@$(DEV) test $(ARGS)
 
-long: ## The tests that take minutes: more shapes of MLflow runs, oldest and newest
+long: ## The tests that take minutes: many files, more shapes of MLflow runs
 	@$(DEV) long $(ARGS)
 
 demo: ## Run the real pipeline: every artifact lands, is verified, listed and restored
@@ -25,7 +25,7 @@ demo: ## Run the real pipeline: every artifact lands, is verified, listed and re
 bench: ## Measure stagesink beside its peers on the same bytes
 	@$(DEV) run bench python benchmarks/run.py $(ARGS)
 
-tox: ## The whole matrix: every Python at hand, with and without extras
+tox: ## The whole matrix: every Python at hand, with each kind of server
 	@$(DEV) tox $(or $(ARGS),run)
 
 lint: ## Lint, types and layers alone

@@ -1,15 +1,17 @@
 """Make the project's environments and run commands in them. Needs a Python of 3.10 or newer, and nothing installed.
 
-dev.py test               lint, types, layers, and the suite on the oldest and the newest Python at hand
+dev.py test               lint, types, layers, and each kind of suite on the oldest or the newest Python at hand
 dev.py long               the tests that take minutes
 dev.py tox ARGS...        tox, with every Python at hand on its PATH
 dev.py run ENV COMMAND... a command in one of ENVIRONMENTS
+dev.py node               servers of the tests that come from npm, once; tox asks for them itself
 dev.py constraints        write the files of constraints anew (--upgrade: with the newest versions)
 """
 
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import os
 import re
@@ -52,14 +54,16 @@ def main(arguments: list[str]) -> None:
         case ["test", *rest]:
             tox(["run", "-e", ",".join(short_list()), *rest])
         case ["long", *rest]:
-            servers = [name for name in short_list() if "mlflow" in name]
-            tox(["run", "-e", ",".join(servers), "--", "-m", "long", *rest])
+            suites = [name for name in short_list() if name.endswith(("core", "mlflow2", "mlflow3"))]
+            tox(["run", "-e", ",".join(suites), "--", "-m", "long", *rest])
         case ["tox", *rest]:
             tox(rest)
         case ["run", name, command, *rest] if name in ENVIRONMENTS:
             folder = environment(name) / "bin"
             path = f"{folder}{os.pathsep}{os.environ['PATH']}"
             replace_process([str(folder / command), *rest], {**os.environ, "PATH": path})
+        case ["node"]:
+            node()
         case ["constraints", *rest]:
             constraints(rest)
         case _:
@@ -67,15 +71,19 @@ def main(arguments: list[str]) -> None:
 
 
 def short_list() -> list[str]:
-    """Name the tox environments that a change must pass: every check, and the suite on both ends of the range."""
+    """Name the tox environments that a change must pass: every check, and every kind of suite.
+
+    What needs no extra runs on both ends of the range; of the others each runs on one, and old goes with old.
+    """
     names = [f"py{major}{minor}" for major, minor in pythons.find()]
     if not names:
         sys.exit(
             f"{sys.executable} is not CPython, or lacks ssl, sqlite3, ctypes or zlib; try another: make PYTHON=..."
         )
     oldest, newest = names[0], names[-1]
-    ends = [f"{oldest}-full", f"{newest}-full", f"{newest}-core", f"{oldest}-mlflow2", f"{newest}-mlflow3"]
-    return ["lint", "types", "layers", *dict.fromkeys(ends), "coverage"]
+    core = dict.fromkeys([f"{oldest}-core", f"{newest}-core"])
+    servers = [f"{newest}-stores", f"{oldest}-mlflow2", f"{newest}-mlflow3", f"{newest}-azureml"]
+    return ["lint", "types", "layers", *core, *servers, "coverage"]
 
 
 def tox(arguments: list[str]) -> NoReturn:
@@ -104,6 +112,33 @@ def environment(name: str) -> Path:
     run([uv, "pip", "install", "--quiet", *python, *pins, *ENVIRONMENTS[name]], settings)
     stamp.write_text(made_of.hexdigest())
     return folder
+
+
+def node() -> None:
+    """Install what tests/node/package-lock.json names. Without Node.js say what it means; in CI that is an error."""
+    folder = ROOT / "tests/node"
+    stamp = folder / "node_modules/.stamp"
+    if os.environ.get("STAGESINK_AZURITE"):
+        return
+    npm = shutil.which("npm")
+    if npm is None:
+        message = "No npm on PATH: tests against Azurite skip. Install Node.js 20 or newer, and they run."
+        if os.environ.get("CI"):
+            sys.exit(message)
+        print(message, file=sys.stderr)
+        return
+    made_of = hashlib.sha256((folder / "package.json").read_bytes() + (folder / "package-lock.json").read_bytes())
+    lock = os.open(folder, os.O_RDONLY)  # several environments of `tox -p` may come here at once
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.read_text() == made_of.hexdigest():
+            return
+        print("Making tests/node/node_modules ...", file=sys.stderr)
+        lean = ["--ignore-scripts", "--omit=optional", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error"]
+        run([npm, "ci", "--prefix", str(folder), *lean], os.environ)
+        stamp.write_text(made_of.hexdigest())
+    finally:
+        os.close(lock)
 
 
 def constraints(arguments: list[str]) -> None:
