@@ -29,6 +29,9 @@ CONSTRAINTS = "constraints.txt"
 PINNED = {
     CONSTRAINTS: ["--all-extras", "--group", "dev"],
     "constraints-mlflow2.txt": ["--extra", "all", "--group", "test", "--group", "mlflow2"],
+    "constraints-official-azureml.txt": [
+        *("--extra", "azureml", "--extra", "testing", "--group", "test", "--group", "official-azureml")
+    ],
 }
 OLDEST_UV = (0, 8)
 
