@@ -68,6 +68,9 @@ _BY_ERRNO: dict[int, type[SinkError]] = {
     **dict.fromkeys((errno.EHOSTDOWN, errno.EHOSTUNREACH), TransientSinkError),
 }
 _BY_FTP_REPLY: dict[str, type[SinkError]] = {"530": SinkAuthError, "532": SinkAuthError, "552": SinkQuotaError}
+_BY_CODE: dict[str, type[SinkError]] = {
+    "InvalidBlockList": TransientSinkError,  # Azure: another writer committed that name, and took our blocks away
+}
 _NO_CONTAINER = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "FilesystemNotFound"}
 
 _HINTS: dict[type[SinkError], str] = {
@@ -134,12 +137,16 @@ def _is_a(error: BaseException, module: str, name: str) -> bool:
 def _kind(causes: list[BaseException], missing: type[SinkError]) -> type[SinkError]:
     if any(_code(cause) in _NO_CONTAINER for cause in causes):
         return RunNotFound
-    for look in (_kind_by_type, _kind_by_status, _kind_by_errno, _kind_by_transport):
+    for look in (_kind_by_code, _kind_by_type, _kind_by_status, _kind_by_errno, _kind_by_transport):
         for cause in causes:
             kind = look(cause)
             if kind is not None:
                 return missing if kind is ArtifactNotFound else kind
     return SinkError
+
+
+def _kind_by_code(error: BaseException) -> type[SinkError] | None:
+    return _BY_CODE.get(_code(error) or "")
 
 
 def _kind_by_type(error: BaseException) -> type[SinkError] | None:

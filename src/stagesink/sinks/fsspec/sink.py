@@ -26,7 +26,15 @@ from stagesink.sinks._backend_errors import translating
 from stagesink.sinks.fsspec.clients import Clients
 from stagesink.sinks.fsspec.info import digests_of, info_of_head
 from stagesink.sinks.fsspec.reader import ObjectReader
-from stagesink.sinks.fsspec.stores import check_form, commit_of, filesystem_class, is_local, quiet_options, root_of
+from stagesink.sinks.fsspec.stores import (
+    azure_retries,
+    check_form,
+    commit_of,
+    filesystem_class,
+    is_local,
+    quiet_options,
+    root_of,
+)
 from stagesink.sinks.protocol import OnBytes
 from stagesink.sinks.registry import scheme_of
 from stagesink.streams import chunks
@@ -370,6 +378,8 @@ class FsspecSink:
             fs, _ = url_to_fs(self._url, skip_instance_cache=True, **options)
         if hasattr(fs, "call_s3"):
             fs.retries = 1  # of s3fs itself; retrying is the engine's
+        if (policy := azure_retries(fs)) is not None:
+            policy.total_retries = 0  # adlfs hands no option on for this; its own would take minutes
         if self._scheme == "ftp":
             with self._translating(reaching), suppress(ftplib.Error):  # servers may refuse
                 fs.ftp.sendcmd("OPTS MLST type;size;modify;unique;")  # the time alone is to the second

@@ -94,3 +94,10 @@ def quiet_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
         config = {"retries": {"mode": "standard", "total_max_attempts": 1}, "max_pool_connections": 32}
         quiet["config_kwargs"] = {**config, **quiet.get("config_kwargs", {})}
     return quiet
+
+
+def azure_retries(fs: Any) -> Any:
+    """Return the retry policy that all requests of an adlfs instance share; None for other implementations."""
+    config = getattr(getattr(fs, "service_client", None), "_config", None)
+    policy = getattr(config, "retry_policy", None)
+    return policy if hasattr(policy, "total_retries") else None
