@@ -195,15 +195,26 @@ class ObstoreSink:
         base = f"{self._settings.root}/{run_id}".lstrip("/")
         listing = f"{self._address(run_id)} could not be listed"
         pages = iter(obstore.list(self._client().store, f"{base}/{prefix}", chunk_size=_PAGE))
+        seen: set[str] = set()
         while True:
-            with self._translating(listing, None):
+            try:
                 page = next(pages, None)
+            except obstore.exceptions.InvalidPathError:
+                break
+            except stores.errors() as error:
+                raise self._error(error, listing, None) from None
             if page is None:
                 return
             for found in page:
                 key = _key(run_id, found["path"][len(base) + 1 :])
                 if key is not None:
+                    seen.add(key.path)
                     yield StoredArtifact(key, self._address(key), found["size"])
+        # Somebody else's object has a name that obstore cannot say ("a//b"), for which it gives up the whole listing.
+        seen.add(prefix)
+        for stored in self._other().list(run_id, prefix):
+            if stored.key.path not in seen:
+                yield StoredArtifact(stored.key, stored.uri, stored.size)
 
     def _digests(self, etag: str | None, path: str) -> dict[str, str]:
         md5 = md5_of(etag)
@@ -241,11 +252,11 @@ class ObstoreSink:
 
     def _after_fork(self) -> FsspecSink | None:
         """Return who carries a child of a process that had loaded obstore; None where obstore may be used."""
-        if stores.usable():
-            return None
-        return self._others.get(os.getpid()) or self._others.setdefault(
-            os.getpid(), FsspecSink(self._url, self._options)
-        )
+        return None if stores.usable() else self._other()
+
+    def _other(self) -> FsspecSink:
+        other = self._others.get(os.getpid())
+        return other or self._others.setdefault(os.getpid(), FsspecSink(self._url, self._options))
 
 
 class _Client:
