@@ -6,14 +6,31 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from azureml_servers import Caller, azureml_server, get_blob, put_blob
+from delay import delayed
 
 from stagesink.testing.azureml import FakeAzureML
 from stagesink.testing.azureml.tokens import InvalidToken, Tokens
+
+BLOB = {"x-ms-blob-type": "BlockBlob", "x-ms-version": "2021-12-02"}
+
+
+def _through(service: FakeAzureML, request: urllib.request.Request) -> tuple[int, bytes]:
+    """Ask by way of the service's proxy, where it has one."""
+    context = ssl.create_default_context(cafile=str(service.ca_path))
+    proxies = {"https": service.proxy} if service.proxy else {}
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context)
+    )
+    with opener.open(request, timeout=60) as response:
+        return response.status, response.read()
+
 
 _ACCESS: dict[str, tuple[int, Callable[[FakeAzureML], str]]] = {
     "good": (200, lambda service: service.token()),
@@ -94,17 +111,28 @@ def test_names_of_azure_lead_to_azurite_through_the_proxy(tmp_path: Path) -> Non
         caller = Caller(service, service.new_run())
         url = caller.write_url("a")
         assert url.startswith("https://devstoreaccount1.blob.core.windows.net/azureml/ExperimentRun/dcid.")
-        assert service.proxy is not None
-        context = ssl.create_default_context(cafile=str(service.ca_path))
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({"https": service.proxy}), urllib.request.HTTPSHandler(context=context)
-        )
-        headers = {"x-ms-blob-type": "BlockBlob", "x-ms-version": "2021-12-02"}
-        request = urllib.request.Request(url, method="PUT", data=b"bytes" * 100_000, headers=headers)
-        with opener.open(request, timeout=60) as response:
-            assert response.status == 201
+        data = b"bytes" * 100_000
+        assert _through(service, urllib.request.Request(url, method="PUT", data=data, headers=BLOB))[0] == 201
         _, content = caller.ask("GET", f"{caller.of_run}/contentinfo", path="a")
-        with opener.open(content["contentUri"], timeout=60) as response:
-            assert response.read() == b"bytes" * 100_000
+        assert _through(service, urllib.request.Request(content["contentUri"])) == (200, data)
         with pytest.raises(OSError, match="403"):
-            opener.open("https://example.org/", timeout=60)
+            _through(service, urllib.request.Request("https://example.org/"))
+
+
+@pytest.mark.parametrize("azure_names", [False, True])
+def test_clients_come_through_what_is_put_in_front(tmp_path: Path, azure_names: bool) -> None:
+    with ExitStack() as stack:
+        ports: dict[int, int] = {}
+
+        def in_front(port: int) -> int:
+            ports[port] = stack.enter_context(delayed(port, 0.0, tmp_path))
+            return ports[port]
+
+        service = stack.enter_context(azureml_server(tmp_path, in_front=in_front, azure_names=azure_names))
+        assert len(ports) == 2
+        assert urlsplit(service.url).port == urlsplit(service.tracking_uri).port == service.port
+        assert service.port in ports.values()
+        caller = Caller(service, service.new_run())
+        url = caller.write_url("a")
+        assert urlsplit(url).port == (None if azure_names else ports[service.azurite.port])
+        assert _through(service, urllib.request.Request(url, method="PUT", data=b"bytes", headers=BLOB))[0] == 201

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from azureml_servers import Caller, put_blob, send
+from azureml_servers import Caller, get_blob, put_blob, send
 
 from stagesink.testing.azureml import FakeAzureML, Faults
+from stagesink.testing.azureml.faults import Why
 
 
 @pytest.fixture
@@ -61,8 +62,13 @@ def test_a_batch_can_be_done_in_part(caller: Caller, faults: Faults, code: str |
     assert len(caller.register("b", "c")["artifacts"]) == 2
 
 
-@pytest.mark.parametrize("expired", [False, True])
-def test_urls_can_be_bad(caller: Caller, faults: Faults, expired: bool) -> None:
-    faults.bad_urls(call="register", expired=expired)
-    assert put_blob(caller.write_url("a"), b"bytes") == 403
+@pytest.mark.parametrize(
+    ("why", "status"), [("signature", 403), ("expired", 403), ("early", 403), ("permission", 403), ("container", 404)]
+)
+def test_urls_can_be_bad(caller: Caller, faults: Faults, why: Why, status: int) -> None:
+    faults.bad_urls(why, call="register")
+    assert put_blob(caller.write_url("a"), b"bytes") == status
     assert put_blob(caller.write_url("b"), b"bytes") == 201
+    faults.bad_urls(why, call="content")
+    _, content = caller.ask("GET", f"{caller.of_run}/contentinfo", path="b")
+    assert get_blob(content["contentUri"])[0] == status

@@ -58,9 +58,20 @@ class BlobStore:
             raise RuntimeError(f"Azurite refused to delete a blob: HTTP {status}.")
 
     def _url(self, container: str, blob: str, permissions: str, bad: BadUrl | None) -> str:
-        key = _ANOTHER_KEY if bad and not bad.expired else self.azurite.key
-        seconds = -60.0 if bad and bad.expired else self.sas_seconds
-        sas = blob_sas(self.azurite.account, key, container, blob, permissions, seconds)
+        key, seconds, valid_in = self.azurite.key, self.sas_seconds, 0.0
+        match bad and bad.why:
+            case "signature":
+                key = _ANOTHER_KEY
+            case "expired":
+                seconds = -60.0
+            case "early":
+                valid_in = 3600.0
+                seconds += valid_in
+            case "permission":
+                permissions = _READ if permissions == _WRITE else _WRITE
+            case "container":
+                container = "no-such-container"
+        sas = blob_sas(self.azurite.account, key, container, blob, permissions, seconds, valid_in)
         return f"{self.endpoint}/{container}/{quote(blob)}?{sas}"
 
     def _send(self, method: str, target: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 F = TypeVar("F")
 
@@ -34,11 +34,14 @@ class Partial:
     code: str | None
 
 
+Why = Literal["signature", "expired", "early", "permission", "container"]
+
+
 @dataclass(frozen=True)
 class BadUrl:
-    """A blob URL that Azurite refuses with 403."""
+    """A blob URL that Azurite refuses."""
 
-    expired: bool
+    why: Why
 
 
 @dataclass
@@ -97,9 +100,18 @@ class Faults:
         """
         self._order("register", Partial(paths, code), times)
 
-    def bad_urls(self, *, times: int = 1, call: str | None = None, expired: bool = False) -> None:
-        """Give blob URLs that Azurite refuses: signed with another key, or expired."""
-        self._order(call, BadUrl(expired), times)
+    def bad_urls(self, why: Why = "signature", *, times: int = 1, call: str | None = None) -> None:
+        """Give blob URLs that Azurite refuses.
+
+        Parameters
+        ----------
+        why : {"signature", "expired", "early", "permission", "container"}
+            Signed with another key; expired; not valid yet, as clocks that differ make it; signed for another
+            purpose: all 403. Or its container does not exist: 404.
+        times : int
+        call : str, optional
+        """
+        self._order(call, BadUrl(why), times)
 
     def clear(self) -> None:
         """Forget what was ordered and has not happened."""

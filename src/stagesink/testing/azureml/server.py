@@ -49,7 +49,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        self.socket.listen(self.request_queue_size)
+        self.socket.listen(self.request_queue_size)  # again, for many clients at once
         self.answer = answer
         self._context = context
         self._open: set[socket.socket] = set()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,6 +24,7 @@ from stagesink.testing.azureml.tracking import Tracking
 from stagesink.testing.azurite import Azurite, start_azurite
 
 _HOST = "127.0.0.1"
+_AZURES_NAME = f"{Azurite.account}.blob.core.windows.net"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class FakeAzureML:
         token_seconds: float = 3600.0,
         on_disk: bool = False,
         azure_names: bool = False,
+        in_front: Callable[[int], int] | None = None,
     ) -> Iterator[FakeAzureML]:
         """Run the service until the block ends.
 
@@ -101,6 +103,9 @@ class FakeAzureML:
         azure_names : bool
             Give out blob URLs as Azure's are, ``https://<account>.blob.core.windows.net/...``, for clients that take no
             others; ``proxy`` leads there. It starts an Azurite of its own.
+        in_front : callable, optional
+            Gets the port of a server, puts a proxy before it and returns the proxy's port: that is what clients are
+            told. It is asked for Azurite, then for the service.
 
         Raises
         ------
@@ -108,36 +113,29 @@ class FakeAzureML:
             Azurite or trustme is not installed.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        if azure_names and (plain or azurite):
+            raise ValueError("azure_names needs https, and an Azurite of its own.")
         with ExitStack() as stack:
-            account = f"{Azurite.account}.blob.core.windows.net"
-            certificates = None if plain else make_certificates(folder, _HOST, "localhost", account)
-            listener = stack.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((_HOST, port))
-            endpoint, proxy, tls = None, None, None
-            if azure_names:
-                if not certificates or azurite:
-                    raise ValueError("azure_names needs https, and an Azurite of its own.")
-                shown = certificates.chain, certificates.key
-                azurite = stack.enter_context(
-                    start_azurite(folder, command=command, on_disk=on_disk, certificate=shown)
-                )
-                endpoint, tls = f"https://{account}", certificates.client_context()
-                proxy = stack.enter_context(tunnelling({f"{account}:443": (_HOST, azurite.port)}))
-            azurite = azurite or stack.enter_context(start_azurite(folder, command=command, on_disk=on_disk))
-            workspace = Workspace(str(uuid.uuid4()), "group", "ws")
-            tokens = Tokens(str(uuid.uuid4()))
-            blobs = BlobStore(azurite, endpoint or azurite.endpoint, sas_seconds, tls)
-            blobs.create_container(CONTAINER)
-            state, faults, port = State(workspace), Faults(), listener.getsockname()[1]
-            url = f"{'http' if plain else 'https'}://{_HOST}:{port}"
-            artifacts = Artifacts(state, blobs, faults, url, page_size, batch_limit)
-            tracking = Tracking(state, f"azureml://{_HOST}:{port}/mlflow/v2.0{workspace.path}")
-            calls = Calls(state, artifacts, Datastores(blobs), tracking, tokens, faults, token_seconds)
-            stack.enter_context(
-                serving(calls.answer, listener, certificates.server_context() if certificates else None)
+            certificates = None if plain else make_certificates(folder, _HOST, "localhost", _AZURES_NAME)
+            shown = (certificates.chain, certificates.key) if certificates and azure_names else None
+            azurite = azurite or stack.enter_context(
+                start_azurite(folder, command=command, on_disk=on_disk, certificate=shown)
             )
-            yield cls(port, workspace, azurite, blobs, state, faults, certificates, proxy, calls)
+            reached = in_front(azurite.port) if in_front else azurite.port
+            if certificates and azure_names:
+                proxy: str | None = stack.enter_context(tunnelling({f"{_AZURES_NAME}:443": (_HOST, reached)}))
+                blobs = BlobStore(azurite, f"https://{_AZURES_NAME}", sas_seconds, certificates.client_context())
+            else:
+                proxy, blobs = None, BlobStore(azurite, replace(azurite, port=reached).endpoint, sas_seconds)
+            listener = stack.enter_context(socket.create_server((_HOST, port)))
+            own: int = listener.getsockname()[1]
+            port = in_front(own) if in_front else own
+            calls = _calls(blobs, port, "http" if plain else "https", page_size, batch_limit, token_seconds)
+            context = certificates.server_context() if certificates else None
+            stack.enter_context(serving(calls.answer, listener, context))
+            yield cls(
+                port, calls.state.workspace, azurite, blobs, calls.state, calls.faults, certificates, proxy, calls
+            )
 
     @property
     def url(self) -> str:
@@ -230,3 +228,14 @@ class FakeAzureML:
             **trust,
             **ways,
         }
+
+
+def _calls(
+    blobs: BlobStore, port: int, scheme: str, page_size: int, batch_limit: int | None, token_seconds: float
+) -> Calls:
+    """Put the parts together."""
+    blobs.create_container(CONTAINER)
+    state, faults = State(Workspace(str(uuid.uuid4()), "group", "ws")), Faults()
+    artifacts = Artifacts(state, blobs, faults, f"{scheme}://{_HOST}:{port}", page_size, batch_limit)
+    tracking = Tracking(state, f"azureml://{_HOST}:{port}/mlflow/v2.0{state.workspace.path}")
+    return Calls(state, artifacts, Datastores(blobs), tracking, Tokens(str(uuid.uuid4())), faults, token_seconds)

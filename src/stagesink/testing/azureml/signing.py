@@ -15,7 +15,9 @@ from urllib.parse import urlencode
 VERSION = "2021-12-02"
 
 
-def blob_sas(account: str, key: str, container: str, blob: str, permissions: str, expires_in: float) -> str:
+def blob_sas(
+    account: str, key: str, container: str, blob: str, permissions: str, expires_in: float, valid_in: float = 0.0
+) -> str:
     """Return the query that gives access to one blob.
 
     Parameters
@@ -25,8 +27,10 @@ def blob_sas(account: str, key: str, container: str, blob: str, permissions: str
         Letters in the order ``racwdxltmeop``.
     expires_in : float
         Seconds from now; less than zero for one that has expired.
+    valid_in : float
+        Seconds from now; more than zero for one that is not valid yet.
     """
-    return _service_sas(account, key, f"{container}/{blob}", "b", permissions, expires_in)
+    return _service_sas(account, key, f"{container}/{blob}", "b", permissions, expires_in, valid_in)
 
 
 def container_sas(account: str, key: str, container: str, permissions: str, expires_in: float) -> str:
@@ -44,12 +48,15 @@ def account_sas(account: str, key: str, permissions: str, expires_in: float) -> 
     )
 
 
-def _service_sas(account: str, key: str, path: str, kind: str, permissions: str, expires_in: float) -> str:
-    expiry = _time(expires_in)
+def _service_sas(
+    account: str, key: str, path: str, kind: str, permissions: str, expires_in: float, valid_in: float = 0.0
+) -> str:
+    start, expiry = _time(valid_in) if valid_in > 0 else "", _time(expires_in)
     resource = f"/blob/{account}/{path}"
-    # Empty: start, identifier, address and protocol; then snapshot, encryption scope and five headers of the answer.
-    lines = [permissions, "", expiry, resource, "", "", "", VERSION, kind, *[""] * 7]
-    return urlencode({"sv": VERSION, "se": expiry, "sr": kind, "sp": permissions, "sig": _signature(key, lines)})
+    # Empty: identifier, address and protocol; then snapshot, encryption scope and five headers of the answer.
+    lines = [permissions, start, expiry, resource, "", "", "", VERSION, kind, *[""] * 7]
+    times = {"st": start, "se": expiry} if start else {"se": expiry}
+    return urlencode({"sv": VERSION, **times, "sr": kind, "sp": permissions, "sig": _signature(key, lines)})
 
 
 def _signature(key: str, lines: list[str]) -> str:
