@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from urllib3 import BaseHTTPResponse, PoolManager
 
+    from stagesink.sinks._http.pools import PoolsByHost
+
 Body = bytes | Iterable[Any]  # of what a socket can send
 
 
@@ -49,7 +51,7 @@ class HttpClient:
     def __init__(
         self,
         name: str,
-        connect: Callable[[], PoolManager],
+        connect: Callable[[], PoolManager | PoolsByHost],
         headers: Callable[[], Mapping[str, str]] = dict,
         hints: Hints | None = None,
     ) -> None:
@@ -57,7 +59,9 @@ class HttpClient:
         self._hints = hints or Hints()
         self._connect = connect
         self._headers = headers
-        self._pools: dict[int, PoolManager] = {}  # by process id: a fork's child must not speak on its parent's
+        self._pools: dict[
+            int, PoolManager | PoolsByHost
+        ] = {}  # by process id: a fork's child must not speak on its parent's
 
     def request(
         self,
@@ -134,7 +138,7 @@ class HttpClient:
         if pool is not None:
             pool.clear()
 
-    def _pool(self) -> PoolManager:
+    def _pool(self) -> PoolManager | PoolsByHost:
         pool = self._pools.get(os.getpid())
         return pool if pool is not None else self._pools.setdefault(os.getpid(), self._connect())
 

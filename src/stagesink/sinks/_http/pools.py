@@ -65,6 +65,34 @@ def pool_manager(url: str, *, seconds: float = SECONDS, context: ssl.SSLContext 
     return urllib3.ProxyManager(proxy, proxy_headers=proxy_headers, **settings)
 
 
+class PoolsByHost:
+    """Connections to servers that are known by the URLs alone that one is given, such as signed ones.
+
+    Each host has its own, since the environment may name a proxy for some and NO_PROXY others.
+
+    Parameters
+    ----------
+    **settings
+        Of :func:`pool_manager`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
+        self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
+
+    def request(self, method: str, url: str, **request: Any) -> urllib3.BaseHTTPResponse:
+        """Send one request, as a ``PoolManager`` does."""
+        parts = urlsplit(url)
+        host = (parts.scheme, parts.netloc)
+        pool = self._pools.get(host) or self._pools.setdefault(host, pool_manager(url, **self._settings))
+        return pool.request(method, url, **request)
+
+    def clear(self) -> None:
+        """Let go of the connections."""
+        for pool in list(self._pools.values()):
+            pool.clear()
+
+
 def default_context() -> ssl.SSLContext:
     """Trust what the system trusts, and what certifi does, which requests and its users go by."""
     context = ssl.create_default_context()

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from urllib.parse import quote, unquote, urlsplit
+from dataclasses import dataclass, replace
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from stagesink.errors import ConfigError
 from stagesink.redaction import without_secrets
 
 _PROVIDER = "providers/Microsoft.MachineLearningServices"
 _WORKSPACE = re.compile(
-    r"subscriptions/(?P<subscription>[^/]+)/resource[Gg]roups/(?P<group>[^/]+)"
-    r"(?:/providers/Microsoft\.MachineLearningServices)?/workspaces/(?P<workspace>[^/]+)(?P<rest>/.*)?$"
+    r"(?:^|/)subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)"
+    r"(?:/providers/Microsoft\.MachineLearningServices)?/workspaces/(?P<workspace>[^/]+)(?P<rest>/.*)?$",
+    re.IGNORECASE,  # as Azure takes them
 )
 _RUN = re.compile(r"/experiments/(?P<experiment>[^/]+)(?:/runs/(?P<run>[^/]+)(?:/artifacts)?)?/?$")
-_DATASTORE = re.compile(r"/datastores/(?P<name>[^/]+)(?:/paths(?:/(?P<path>.*))?)?$")
+_DATASTORE = re.compile(r"/datastores/(?P<name>[^/]+)(?:/paths(?:/(?P<path>.*))?)?/?$")
 _FORM = (
     "azureml://<host>/mlflow/v1.0/subscriptions/<id>/resourceGroups/<group>/providers/"
     "Microsoft.MachineLearningServices/workspaces/<name>"
 )
+_SHORT = "azureml://datastores/<name>/paths/<path>"
 _HINT = f"Inside a job nothing needs to be set; elsewhere set MLFLOW_TRACKING_URI to the workspace's, {_FORM}"
 
 
@@ -87,7 +89,8 @@ def address_of(uri: str, environ: Mapping[str, str]) -> Address:
     ----------
     uri : str
         A tracking URI, a run's artifact URI (``.../experiments/<name>/runs/<id>/artifacts``), or a datastore's
-        (``.../datastores/<name>/paths/<path>``), with or without the service's host.
+        (``.../datastores/<name>/paths/<path>``), with or without the service's host; ``azureml://datastores/...`` for
+        one of the workspace that the environment names.
     environ : mapping of str to str
         What Azure ML sets in a job: https://learn.microsoft.com/azure/machine-learning/reference-run-environment
         and azureml-mlflow's own ``MLFLOW_TRACKING_URI``.
@@ -99,9 +102,22 @@ def address_of(uri: str, environ: Mapping[str, str]) -> Address:
     """
     rest = uri.partition(":")[2]
     if rest.strip("/") == "":
-        tracking = environ.get("MLFLOW_TRACKING_URI", "")
-        return _of_job(environ) or _parse(tracking if tracking.startswith("azureml://") else "", environ)
+        return _of_environment(environ)
+    if rest.startswith("//datastores/"):
+        store = _datastore_of(rest.removeprefix("/"))
+        if store is None:
+            raise ConfigError(f"{without_secrets(uri)} names no datastore.", hint=f"The form is {_SHORT}.")
+        return replace(_of_environment(environ), datastore=store)
     return _parse(uri, environ)
+
+
+def _of_environment(environ: Mapping[str, str]) -> Address:
+    tracking = environ.get("MLFLOW_TRACKING_URI", "")
+    return _of_job(environ) or _parse(tracking if _is_azureml(tracking) else "", environ)
+
+
+def _is_azureml(uri: str) -> bool:
+    return uri.lower().startswith("azureml://")
 
 
 def _of_job(environ: Mapping[str, str]) -> Address | None:
@@ -123,33 +139,58 @@ def _service(environ: Mapping[str, str]) -> str:
     endpoint = environ.get("AZUREML_SERVICE_ENDPOINT", "")
     if endpoint:
         parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
-        return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
+        return f"{parts.scheme}://{_without_login(parts)}" if parts.netloc else ""
     tracking = urlsplit(environ.get("MLFLOW_TRACKING_URI", ""))
-    return f"https://{tracking.netloc}" if tracking.scheme == "azureml" and "." in tracking.netloc else ""
+    if tracking.scheme != "azureml" or "." not in tracking.netloc:
+        return ""
+    return f"https://{_without_login(tracking)}"
 
 
 def _parse(uri: str, environ: Mapping[str, str]) -> Address:
     if not uri:
         raise ConfigError("Nothing names the Azure ML workspace.", hint=f"{_HINT}.")
-    parts = urlsplit(uri)
+    shown = without_secrets(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        raise ConfigError(f"{shown} is no URL.", hint=f"The form is {_FORM}.") from None
     found = _WORKSPACE.search(f"{parts.netloc}{parts.path}")
     if found is None or parts.query or parts.fragment:
-        raise ConfigError(f"{without_secrets(uri)} names no Azure ML workspace.", hint=f"The form is {_FORM}.")
+        raise ConfigError(f"{shown} names no Azure ML workspace.", hint=f"The form is {_FORM}.")
     long = parts.netloc.lower() != "subscriptions"  # azureml://subscriptions/... leaves the host out
-    service = _service_of(parts.netloc, environ) if long else _service(environ)
+    service = _service_of(_without_login(parts), environ) if long else _service(environ)
     if not service:
-        raise ConfigError(f"{uri} names no host, and the environment does not either.", hint=f"{_HINT}.")
+        raise ConfigError(f"{shown} names no host, and the environment does not either.", hint=f"{_HINT}.")
     workspace = Workspace(service, *(unquote(found[name]) for name in ("subscription", "group", "workspace")))
     rest = found["rest"] or ""
-    if store := _DATASTORE.match(rest):
-        return Address(workspace, datastore=Datastore(unquote(store["name"]), unquote(store["path"] or "").strip("/")))
+    if store := _datastore_of(rest):
+        return Address(workspace, datastore=store)
     experiments = _experiments(environ)
     if run := _RUN.match(rest):
         if run["run"]:
             experiments = (*experiments, (unquote(run["run"]), unquote(run["experiment"])))
     elif rest.strip("/"):
-        raise ConfigError(f"{uri} names neither a run nor a datastore.", hint=f"The form is {_FORM}.")
+        raise ConfigError(
+            f"{shown} names neither a run nor a datastore.",
+            hint="Write .../experiments/<name>/runs/<id>, or .../datastores/<name>/paths/<path>; "
+            "an artifact's path is given with the upload.",
+        )
     return Address(workspace, experiments)
+
+
+def _datastore_of(rest: str) -> Datastore | None:
+    found = _DATASTORE.match(rest)
+    return None if found is None else Datastore(unquote(found["name"]), unquote(found["path"] or "").strip("/"))
+
+
+def _without_login(parts: SplitResult) -> str:
+    """Return host and port. Azure ML takes tokens alone, and what is asked of a host is shown."""
+    if "@" in parts.netloc:
+        raise ConfigError(
+            f"The address of {parts.netloc.rpartition('@')[2]} holds a login, which Azure ML does not take.",
+            hint="Leave it out: tokens come from the job, from MLFLOW_TRACKING_TOKEN or from `az login`.",
+        )
+    return parts.netloc
 
 
 def _service_of(host: str, environ: Mapping[str, str]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -19,7 +20,16 @@ SCOPE = "https://management.azure.com/.default"
 VARIABLES = ("MLFLOW_TRACKING_TOKEN", "AZUREML_RUN_TOKEN")
 """Where a job finds its token."""
 
-_MARGIN = 60.0  # seconds: a token that ends within a request is none
+_MARGIN = 60.0  # seconds before its end: another is asked for, since a request must arrive before
+_EARLY = 900.0  # seconds before its end: a job's token is renewed, which needs it to hold still
+_AGAIN = 30.0  # seconds: what was refused is not asked for again sooner
+
+Renew = Callable[[str], "str | None"]
+"""Takes a job's token for a newer one; None where there is none to be had."""
+_REFUSED = (
+    "Check that the login is of the workspace's tenant and may write there; "
+    "`az login` renews it, and MLFLOW_TRACKING_TOKEN goes before it."
+)
 
 
 class Credential(Protocol):
@@ -31,22 +41,34 @@ class Credential(Protocol):
 class Tokens:
     """Gives the token for one call.
 
-    The environment's comes first, read anew each time, since somebody may renew it there; once it has ended, or where
-    there is none, ``DefaultAzureCredential`` is asked, which keeps and renews its own.
+    The environment's comes first, read anew each time, since somebody may renew it there; shortly before its end the
+    service is asked for a newer one. Once it has ended, or where there is none, ``DefaultAzureCredential`` is asked,
+    which keeps and renews its own.
 
     Parameters
     ----------
     credential : Credential, optional
         Asked instead of the environment.
     environ : mapping of str to str
+    renew : callable, optional
+        Asks the service.
     """
 
-    def __init__(self, credential: Credential | None = None, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        credential: Credential | None = None,
+        environ: Mapping[str, str] = os.environ,
+        renew: Renew | None = None,
+    ) -> None:
         self._given = credential
         self._environ = environ
-        self._default: Credential | None = None
+        self._renew = renew
+        self._newer: dict[str, tuple[str, float]] = {}  # by the environment's token
+        self._next_try = 0.0
+        self._default: dict[int, Credential] = {}
         self._kept: tuple[str, float] | None = None
-        self._lock = threading.Lock()
+        self._failed: tuple[SinkAuthError, float] | None = None
+        self._locks: dict[int, threading.Lock] = {}
 
     def headers(self) -> dict[str, str]:
         """Return the ``Authorization`` header of one call.
@@ -67,32 +89,67 @@ class Tokens:
     def _token(self) -> str:
         if self._given is not None:
             return self._ask(self._given)
-        ended = None
+        ended, last = None, None
         for name in VARIABLES:
-            if token := self._environ.get(name, ""):
+            if token := self._of_job(name):
                 until = expiry(token)
                 if until is None or until > time.time() + _MARGIN:
                     return token
                 ended = ended or name
+                last = last or (token if until > time.time() else None)
         try:
             return self._ask(self._identity())
         except (SinkAuthError, MissingExtra) as error:
+            if last is not None:
+                return last
             if ended is None:
                 raise
             raise SinkAuthError(
-                f"The token in {ended} has ended, and there is no other: {error.message}",
+                f"The token in {ended} has ended by this machine's clock, and there is no other: {error.message}",
                 hint="Run it inside the job, or log in with `az login` (and install 'stagesink[azureml]').",
             ) from None
 
-    def _ask(self, credential: Credential) -> str:
-        # One at a time: asking may start a process (`az`), and the others are served by what it brings.
+    def _of_job(self, name: str) -> str:
+        token = self._environ.get(name, "").strip()
+        if not token.isascii() or not token.isprintable() or " " in token:
+            raise SinkAuthError(
+                f"What {name} holds is no token: it has characters that none has.",
+                hint=f"Set {name} to the token alone, or take it away.",
+            )
+        until = expiry(token)
+        if self._renew is None or until is None or until > time.time() + _EARLY:
+            return token
         with self._lock:
+            held, ends = self._newer.get(token, (token, until))
+            left = ends - time.time()
+            if 0 < left <= _EARLY and self._next_try <= time.monotonic():
+                held = self._renew(held) or held
+                ends = expiry(held) or ends
+                self._newer = {token: (held, ends)}
+                self._next_try = time.monotonic() + min(_AGAIN, (ends - time.time()) / 2)
+        return held
+
+    def _ask(self, credential: Credential) -> str:
+        # One at a time: asking may start a process (`az`), and the others are served by what it brings, an error too.
+        with self._lock:
+            if self._failed is not None and self._failed[1] > time.monotonic():
+                raise copy.copy(self._failed[0])
             if self._kept is None or self._kept[1] <= time.time() + _MARGIN:
-                self._kept = _asked(credential)
+                try:
+                    self._kept = _asked(credential)
+                except SinkAuthError as error:
+                    self._failed = error, time.monotonic() + _AGAIN
+                    raise
             return self._kept[0]
 
+    @property
+    def _lock(self) -> threading.Lock:
+        # By process id: a fork could copy it taken.
+        return self._locks.setdefault(os.getpid(), threading.Lock())
+
     def _identity(self) -> Credential:
-        if self._default is None:
+        identity = self._default.get(os.getpid())  # its connections are not to be shared with a fork either
+        if identity is None:
             try:
                 from azure.identity import DefaultAzureCredential
             except ImportError as error:
@@ -100,8 +157,8 @@ class Tokens:
                     "There is no token for Azure ML, and azure-identity is not installed.",
                     hint="pip install 'stagesink[azureml]', or set MLFLOW_TRACKING_TOKEN.",
                 ) from error
-            self._default = DefaultAzureCredential()
-        return self._default
+            identity = self._default.setdefault(os.getpid(), DefaultAzureCredential())
+        return identity
 
 
 def _asked(credential: Credential) -> tuple[str, float]:
@@ -128,7 +185,7 @@ def expiry(token: str) -> float | None:
     return None
 
 
-def refused(doing: str, name: str, reason: str, date: str | None) -> SinkError:
+def refused(doing: str, name: str, reason: str, date: str | None, hint: str = _REFUSED) -> SinkError:
     """Say why a token was refused, and look at the clock: what is signed for a time holds at that time alone.
 
     Parameters
@@ -139,6 +196,8 @@ def refused(doing: str, name: str, reason: str, date: str | None) -> SinkError:
         Its status and code.
     date : str or None
         The answer's ``Date`` header.
+    hint : str, optional
+        What to do where the clock is right.
     """
     skew = _skew(date)
     if abs(skew) > 300:
@@ -149,8 +208,7 @@ def refused(doing: str, name: str, reason: str, date: str | None) -> SinkError:
         )
     return SinkAuthError(
         f"{doing}: {name} answered {reason}.",
-        hint="Check that the login is of the workspace's tenant and may write there; "
-        "`az login` renews it, and MLFLOW_TRACKING_TOKEN goes before it.",
+        hint=hint,
     )
 
 

@@ -55,19 +55,23 @@ _KINDS: dict[str, type[SinkError]] = {
     "LeaseIdMismatchWithBlobOperation": SinkConflict,
     "InsufficientAccountPermissions": SinkAuthError,
     "RequestBodyTooLarge": SinkQuotaError,
+    "BlockCountExceedsLimit": SinkQuotaError,
+    "BlockListTooLong": SinkQuotaError,
     "BlobImmutableDueToPolicy": SinkConflict,
 }
 _HINTS = {
-    "AuthorizationFailure": "The signature has ended, or the storage account's firewall refuses this machine.",
-    "AuthorizationPermissionMismatch": "The signature does not allow it; check what the workspace's identity may do.",
+    "AuthorizationFailure": "Let this machine through the storage account's firewall, or upload from the workspace's "
+    "network.",
+    "AuthorizationPermissionMismatch": "The signature does not allow it: check what the workspace's identity may do.",
     "LeaseIdMissing": "Somebody holds a lease on the blob; break it, or choose another artifact path.",
-    "ContainerNotFound": "The workspace's storage has no such container any more.",
+    "ContainerNotFound": "The workspace's storage has no such container any more: ask whoever runs the workspace.",
     "BlobImmutableDueToPolicy": "The container keeps what is written; choose another artifact path.",
 }
+_REFUSED = "Check what stands between, the storage account's firewall first, and that the workspace knows its keys."
 
 
 class Blobs:
-    """Puts, describes, reads and removes one blob at a time. Thread-safe.
+    """Puts, describes and reads one blob at a time. Thread-safe.
 
     Parameters
     ----------
@@ -119,8 +123,8 @@ class Blobs:
     def head(self, url: SignedUrl, what: str) -> tuple[int, dict[str, str]] | None:
         """Return size and digests, None where there is no blob."""
         doing = f"{what} could not be looked up"
-        response = self._request(url, "HEAD", doing)
         try:
+            response = self._request(url, "HEAD", doing)
             self._check(response, doing, 200)
         except ArtifactNotFound:
             return None
@@ -134,13 +138,6 @@ class Blobs:
         ArtifactNotFound
         """
         return cast("BinaryIO", io.BufferedReader(_Reader(self, url, f"{what} could not be read"), 1 << 20))
-
-    def delete(self, url: SignedUrl, what: str) -> None:
-        """Remove the blob; silent where it is not there."""
-        doing = f"{what} could not be removed"
-        response = self._request(url, "DELETE", doing)
-        if response.status != 404:
-            self._check(response, doing, 202)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -186,9 +183,7 @@ class Blobs:
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
             if total.isdigit():
                 return response, int(total)
-        with self._http.translating(doing):
-            response.read()
-        response.release_conn()
+        self._finish(response, doing)
         if response.status == 416 and start == 0:  # an empty blob has no ranges
             return response, 0
         if response.status == 412:
@@ -220,13 +215,22 @@ class Blobs:
             if last or response.status not in (401, 403) or _code(response) not in _ENDED:
                 break
             if stream:
-                with self._http.translating(doing):
-                    response.read()
-                response.release_conn()
+                self._finish(response, doing)
             signed = url.after(signed)
         return response
 
+    def _finish(self, response: BaseHTTPResponse, doing: str) -> None:
+        """Let go of an answer that was not read: its few bytes are, so that its connection serves again."""
+        if 200 <= response.status < 300:
+            response.close()  # whatever it holds, it may be long
+        with self._http.translating(doing):
+            response.drain_conn()
+        response.release_conn()
+
     def _check(self, response: BaseHTTPResponse, doing: str, wanted: int) -> None:
+        # What stands between may answer 200 with a page of its own, or 404: nothing of that is believed.
+        if response.status in (wanted, 404) and "x-ms-request-id" not in response.headers:
+            raise self._no_store(doing)
         if response.status != wanted:
             raise _error_of(response, doing, self._http.name) or self._no_store(doing)
 
@@ -244,7 +248,7 @@ class _Reader(io.RawIOBase):
         self._blobs = blobs
         self._url = url
         self._doing = doing
-        self._at = 0
+        self._at = self._left = 0
         self._etag: str | None = None
         self._ask()
 
@@ -320,7 +324,7 @@ def _error_of(response: BaseHTTPResponse, doing: str, name: str) -> SinkError | 
     if code in _HINTS:
         return kind(message, hint=_HINTS[code])
     if kind is SinkAuthError:
-        return refused(doing, name, reason, response.headers.get("Date"))
+        return refused(doing, name, reason, response.headers.get("Date"), _REFUSED)
     if issubclass(kind, TransientSinkError):
         return kind(message, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
-    return kind(message)
+    return kind(message, hint="Check what stands between, such as a proxy." if kind is SinkError else None)

@@ -33,7 +33,7 @@ class DatastoreSink:
     http : HttpClient
         For the service; brings the token.
     storage_options : mapping
-        For the store's own client; they go before what the service says.
+        For the store's own client; they go before what the service says. ``credential`` is for the service.
     reopen : callable
         Makes the same sink from ``address`` and ``storage_options``, in another process.
     """
@@ -103,9 +103,8 @@ class DatastoreSink:
         section = _section(self._http, self._address.workspace, self._datastore.name)
         path = f"/{self._datastore.path}" if self._datastore.path else ""
         sas = section.get("sasToken")
-        sink = open_sink(
-            f"az://{section['containerName']}{path}", storage_options={**_options(section), **self._options}
-        )
+        given = {name: value for name, value in self._options.items() if name != "credential"}  # that is the service's
+        sink = open_sink(f"az://{section['containerName']}{path}", storage_options={**_options(section), **given})
         return sink, expiry(f"?{sas.lstrip('?')}") if isinstance(sas, str) else None
 
 

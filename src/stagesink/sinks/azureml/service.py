@@ -6,9 +6,10 @@ Read off the published client, azureml-mlflow 1.60 to 1.62: ``/history/v1.0`` ke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from stagesink.artifacts import ArtifactKey
 from stagesink.errors import ArtifactNotFound, RunNotFound, SinkAuthError, SinkError, TransientSinkError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 _ORIGIN = "ExperimentRun"
+_UNEXPECTED = "Check the address; `stagesink doctor` tests it."
+_EXPERIMENT = re.compile(r"^azureml://.*/experiments/(?P<name>[^/]+)/runs/")
 
 
 class Run:
@@ -59,10 +62,16 @@ class Run:
         return {path: url for path, url in urls.items() if url is not None}
 
     def write_url(self, path: str) -> str:
-        """Return a new URL that the blob of a registered path is written to."""
+        """Return a new URL that the blob of a registered path is written to.
+
+        Raises
+        ------
+        TransientSinkError
+            The path is not registered: somebody has removed it, or registering it failed.
+        """
         doing = f"{self.uri}/{path} could not be put"
         response = self._http.request("GET", f"{self._store}/write?path={quote(path, safe='')}", doing)
-        return self._url(self._checked(response, doing, missing=SinkError), doing)
+        return self._url(self._checked(response, doing, missing=TransientSinkError), doing)
 
     def read_url(self, path: str) -> str | None:
         """Return a URL that the blob is read from, None where no such path is registered."""
@@ -87,11 +96,12 @@ class Run:
                 self.check()  # an empty listing, or no such run
                 return
             page = answer.get("value")
-            if not isinstance(page, Sequence):
+            if not isinstance(page, list):
                 raise self._no_service(doing)
             for info in page:
-                if isinstance(info, Mapping) and isinstance(info.get("path"), str):
-                    yield info["path"], self._url(info, doing)
+                if not isinstance(info, Mapping) or not isinstance(info.get("path"), str):
+                    raise self._no_service(doing)
+                yield info["path"], self._url(info, doing)
             last, token = token, answer.get("continuationToken") or None
             if token is None:
                 return
@@ -99,9 +109,10 @@ class Run:
                 raise SinkError(f"{doing}: {self._http.name} gives the same page again and again.")
 
     def forget(self, path: str) -> None:
-        """Remove the path; silent where it is not registered."""
+        """Remove the path, and what the service can reach of its blob; silent where it is not registered."""
         doing = f"{self.uri}/{path} could not be removed"
-        response = self._http.request("DELETE", f"{self._store}/metadata?path={quote(path, safe='')}", doing)
+        query = f"path={quote(path, safe='')}&hardDelete=true"
+        response = self._http.request("DELETE", f"{self._store}/metadata?{query}", doing)
         if response.status != 404:
             error = error_of(response, doing, self._http.name)
             if error is not None:
@@ -156,12 +167,45 @@ def experiment_of(http: HttpClient, workspace: Workspace, run_id: str) -> str:
     error = error_of(response, doing, http.name, missing=RunNotFound)
     if error is not None:
         raise error
-    info = json_of(response).get("run", {}).get("info", {})
-    parts = urlsplit(str(info.get("artifact_uri", ""))).path.split("/")
-    if "experiments" not in parts[:-1]:
-        raise SinkError(f"{doing}: {http.name} does not answer as Azure ML does.", hint="Check the address.")
+    answer: Any = json_of(response)
+    for name in ("run", "info"):
+        answer = answer.get(name) if isinstance(answer, Mapping) else None
+    uri = str(answer.get("artifact_uri")) if isinstance(answer, Mapping) else ""
+    found = _EXPERIMENT.search(uri)
+    if found is None:
+        raise SinkError(
+            f"{doing}: {http.name} does not answer as Azure ML does.",
+            hint="Check the address, and what stands between: a proxy's page looks like this.",
+        )
+    return unquote(found["name"])
 
-    return unquote(parts[parts.index("experiments") + 1])
+
+def renewed_token(http: HttpClient, workspace: Workspace, experiment: str, run_id: str, token: str) -> str | None:
+    """Return a newer token than a job's, None where the service gives none.
+
+    Parameters
+    ----------
+    http : HttpClient
+        Brings no token of its own.
+    workspace : Workspace
+    experiment, run_id : str
+        Of the job.
+    token : str
+
+    Raises
+    ------
+    SinkError
+        It could not be asked, or refuses.
+    """
+    doing = "The job's token could not be renewed"
+    of_run = f"experiments/{quote(experiment, safe='')}/runs/{quote(run_id, safe='')}"
+    url = f"{workspace.service}/history/v1.0/{workspace.path}/{of_run}/token"
+    response = http.request("GET", url, doing, headers={"Authorization": f"Bearer {token}"})
+    error = error_of(response, doing, http.name, missing=RunNotFound)
+    if error is not None:
+        raise error
+    newer = json_of(response).get("token")
+    return newer if isinstance(newer, str) else None
 
 
 def error_of(
@@ -192,7 +236,7 @@ def error_of(
     if issubclass(kind, TransientSinkError):
         return kind(message, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
     if kind is not ArtifactNotFound:
-        return kind(message)
+        return kind(message, hint=_UNEXPECTED if kind is SinkError else None)
     if missing is RunNotFound:
         return RunNotFound(message, hint="Check the run id, and that it is a run of this workspace.")
     return missing(message)
@@ -200,4 +244,4 @@ def error_of(
 
 def _uri_of(info: Any) -> str | None:
     url = info.get("contentUri") if isinstance(info, Mapping) else None
-    return url if isinstance(url, str) and urlsplit(url).scheme in ("http", "https") else None
+    return url if isinstance(url, str) and url.startswith(("https://", "http://")) else None

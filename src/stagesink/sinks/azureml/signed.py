@@ -8,7 +8,8 @@ from collections.abc import Callable
 from datetime import datetime
 from urllib.parse import parse_qs, urlsplit
 
-_MARGIN = 60.0  # seconds: what is sent on it must arrive before it ends
+_MARGIN = 60.0  # seconds before its end: what is sent on it must arrive before
+_FRESH = 30.0  # seconds: one that was given so lately is not asked for again, whatever this machine's clock says
 
 
 class SignedUrl:
@@ -24,6 +25,7 @@ class SignedUrl:
     def __init__(self, url: str, renew: Callable[[], str]) -> None:
         self._url = url
         self._renew = renew
+        self._given = time.monotonic()
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -33,13 +35,15 @@ class SignedUrl:
         """Return the URL, renewed when it is about to end."""
         url = self._url
         ends = expiry(url)
-        return self.after(url) if ends is not None and ends < time.time() + _MARGIN else url
+        about_to_end = ends is not None and ends < time.time() + _MARGIN
+        return self.after(url) if about_to_end and self._given + _FRESH < time.monotonic() else url
 
     def after(self, refused: str) -> str:
         """Return one that is newer than ``refused``; asked for once, however many parts were refused with it."""
         with self._lock:
             if self._url == refused:
                 self._url = self._renew()
+                self._given = time.monotonic()
             return self._url
 
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from stagesink._version import __version__
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
-from stagesink.errors import ArtifactNotFound, InvalidKey, SinkAuthError, VerificationError
+from stagesink.errors import ArtifactNotFound, InvalidKey, SinkError, VerificationError
 from stagesink.sinks._http.client import HttpClient
-from stagesink.sinks._http.pools import pool_manager
+from stagesink.sinks._http.pools import PoolsByHost, pool_manager
 from stagesink.sinks.azureml.address import Address, address_of
-from stagesink.sinks.azureml.auth import Tokens
+from stagesink.sinks.azureml.auth import Credential, Tokens
 from stagesink.sinks.azureml.blobs import Blobs
 from stagesink.sinks.azureml.datastore import DatastoreSink
 from stagesink.sinks.azureml.registrar import Registrar
-from stagesink.sinks.azureml.service import Run, experiment_of
+from stagesink.sinks.azureml.service import Run, experiment_of, renewed_token
 from stagesink.sinks.azureml.signed import SignedUrl
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
-
-if TYPE_CHECKING:
-    from urllib3 import PoolManager
 
 _LOOKED_AT = 32  # blobs at once, when a run is listed
 
@@ -47,11 +45,13 @@ class AzureMLSink:
         ``credential``: one of azure-identity's, or anything with its ``get_token``, instead of the environment's.
     """
 
+    tracks_runs = True
+
     def __init__(self, address: Address, storage_options: Mapping[str, Any] | None = None) -> None:
         self._address = address
         self._options = dict(storage_options or {})
-        self._http = _service(address, Tokens(self._options.get("credential")))
-        self._blob_http = HttpClient("the workspace's storage", _blob_pool)
+        self._http = _service(address, self._options.get("credential"))
+        self._blob_http = HttpClient("the workspace's storage", PoolsByHost)
         self._blobs = Blobs(self._blob_http)
         self._runs: dict[str, Run] = {}
         self._registrars: dict[tuple[int, str], Registrar] = {}
@@ -59,6 +59,11 @@ class AzureMLSink:
     @property
     def uri(self) -> str:
         """Printable address of the workspace."""
+        return self._address.workspace.tracking_uri
+
+    @property
+    def tracking_uri(self) -> str:
+        """What mlflow's own client takes."""
         return self._address.workspace.tracking_uri
 
     def __repr__(self) -> str:
@@ -103,25 +108,25 @@ class AzureMLSink:
         """Yield the objects of a run, or those under one object's or folder's name."""
         ArtifactKey(run_id, prefix or "any")  # refuses what would leave the run
         run = self._run(run_id)
-        named = {path: url for path, url in run.read_urls(prefix) if lies_under(path, prefix)}
-        keys = {path: key for path in named if (key := _key(run_id, path)) is not None}
-        if not keys:
-            return
-        with ThreadPoolExecutor(min(len(keys), _LOOKED_AT), "stagesink-look") as pool:
-            for stored in pool.map(lambda path: self._look(run, keys[path], named[path]), keys):
-                if stored is not None:
+        under = ((path, url) for path, url in run.read_urls(prefix) if lies_under(path, prefix))
+        looks = ((run, key, url) for path, url in under if (key := _key(run_id, path)) is not None)
+        # Twice as many as are looked at once: then the next page can be asked for meanwhile.
+        waiting: deque[Future[StoredArtifact | None]] = deque()
+        pool = ThreadPoolExecutor(_LOOKED_AT, "stagesink-look")
+        try:
+            for look in looks:
+                waiting.append(pool.submit(self._look, *look))
+                if len(waiting) == 2 * _LOOKED_AT and (stored := waiting.popleft().result()) is not None:
                     yield stored
+            while waiting:
+                if (stored := waiting.popleft().result()) is not None:
+                    yield stored
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def delete(self, key: ArtifactKey) -> None:
-        """Remove the object, if it is there: its blob, then its path."""
-        run = self._run(key.run_id)
-        if run.read_url(key.path) is None:
-            return
-        signed = SignedUrl(run.write_url(key.path), partial(run.write_url, key.path))
-        # A signature for writing need not allow it; a blob whose path is forgotten is not there.
-        with suppress(SinkAuthError):
-            self._blobs.delete(signed, f"{run.uri}/{key.path}")
-        run.forget(key.path)
+        """Remove the object, if it is there: the service forgets its path and removes its blob."""
+        self._run(key.run_id).forget(key.path)
 
     def close(self) -> None:
         """Let go of this process's connections."""
@@ -167,22 +172,23 @@ def open_azureml(uri: str, storage_options: Mapping[str, Any]) -> ArtifactSink:
 def _open(address: Address, storage_options: dict[str, Any]) -> ArtifactSink:
     if address.datastore is None:
         return AzureMLSink(address, storage_options)
-    rest = {name: value for name, value in storage_options.items() if name != "credential"}
-    return DatastoreSink(address, _service(address, Tokens(storage_options.get("credential"))), rest, _open)
+    return DatastoreSink(address, _service(address, storage_options.get("credential")), storage_options, _open)
 
 
-def _service(address: Address, tokens: Tokens) -> HttpClient:
+def _service(address: Address, credential: Credential | None) -> HttpClient:
     """Return what calls the workspace's services."""
-    service = address.workspace.service
-    return HttpClient(
-        urlsplit(service).netloc,
-        partial(pool_manager, service),
-        lambda: {"User-Agent": f"stagesink/{__version__}", **tokens.headers()},
-    )
+    workspace = address.workspace
+    agent = {"User-Agent": f"stagesink/{__version__}"}
+    name, connect = urlsplit(workspace.service).netloc, partial(pool_manager, workspace.service)
 
+    def renew(token: str) -> str | None:
+        for run_id, experiment in address.experiments:
+            with suppress(SinkError), closing(HttpClient(name, connect, lambda: agent)) as http:
+                return renewed_token(http, workspace, experiment, run_id, token)
+        return None  # the one at hand serves until its end
 
-def _blob_pool() -> PoolManager:
-    return pool_manager("https://blob.core.windows.net")  # stands for all storage accounts: which proxy to take
+    tokens = Tokens(credential, renew=renew)
+    return HttpClient(name, connect, lambda: {**agent, **tokens.headers()})
 
 
 def _key(run_id: str, path: str) -> ArtifactKey | None:

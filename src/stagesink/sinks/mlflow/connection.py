@@ -92,12 +92,12 @@ def pool_manager(address: Address, environ: Mapping[str, str] = os.environ) -> P
     return pools.pool_manager(address.server, seconds=seconds(environ), context=_ssl_context(environ))
 
 
-def presigned_pool() -> PoolManager:
-    """Make the connections to a store that the server sends us to. They carry no credentials: the URL is signed."""
+def presigned_pool() -> pools.PoolsByHost:
+    """Make the connections to stores that the server sends us to. They carry no credentials: the URL is signed."""
     context = pools.default_context()
     if _is_true("MLFLOW_S3_IGNORE_TLS", os.environ):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return pools.pool_manager("", seconds=seconds(), context=context)
+    return pools.PoolsByHost(seconds=seconds(), context=context)
 
 
 def _authorization(address: Address, environ: Mapping[str, str]) -> str | None:
