@@ -114,7 +114,7 @@ class Look:
             return f"{settings.endpoint}/{settings.bucket}/{quote(path)}?{settings.config['sas_key']}"
         import obstore
 
-        return str(obstore.sign(self._store, method, path, _SIGNED_FOR))  # type: ignore[call-overload]
+        return str(obstore.sign(self._store, method, path, _SIGNED_FOR))
 
     def _connect(self) -> PoolManager:
         context: ssl.SSLContext = default_context()
