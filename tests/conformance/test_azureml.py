@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from importlib.util import find_spec
 from typing import ClassVar
 
 import pytest
@@ -46,8 +47,14 @@ class TestRuns(AzureMLConformance):
         return open_sink("azureml:")
 
 
+# Without obstore adlfs carries it; the first is aiohttp's advice to adlfs.
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
 class TestDatastore(AzureMLConformance):
-    exemptions: ClassVar = {}
+    exemptions: ClassVar = {
+        f"test_clause_09_names[{name}]": "adlfs takes '?' and '#' for the end of a name, so the sink refuses them"
+        for name in ("hash", "question mark", "query", "version")
+        if find_spec("obstore") is None
+    }
 
     @pytest.fixture
     def sink(self) -> ArtifactSink:

@@ -135,10 +135,11 @@ def _options(section: Mapping[str, Any]) -> dict[str, Any]:
     store = f"{protocol}://{account}.blob.{endpoint}"
     if _is_address(endpoint):  # an emulator: its accounts have no host names
         store = f"{protocol}://{endpoint}/{account}"
+    place = f"BlobEndpoint={store};AccountName={account}"
     if sas := section.get("sasToken"):
-        return {"connection_string": f"BlobEndpoint={store};SharedAccessSignature={str(sas).lstrip('?')}"}
+        return {"connection_string": f"{place};SharedAccessSignature={str(sas).lstrip('?')}"}
     if key := section.get("accountKey"):
-        return {"connection_string": f"BlobEndpoint={store};AccountName={account};AccountKey={key}"}
+        return {"connection_string": f"{place};AccountKey={key}"}
     return {"account_name": account, "anon": False}  # we show ourselves who we are
 
 
