@@ -132,7 +132,13 @@ class Transfer:
                 if len(single) > _ASK_UP_TO:
                     sink = effort.retry.call(lambda: ListedSink(self.sink, plans[0].run_id))
                 jobs = [(plan.size or 0, partial(land, plan, sink)) for plan in single]
-                run_jobs(jobs, workers=self.options.workers, cancel=effort.cancel, tick=effort.counter.tick)
+                run_jobs(
+                    jobs,
+                    workers=self.options.workers,
+                    cancel=effort.cancel,
+                    tick=effort.counter.tick,
+                    moved=effort.counter.moved,
+                )
                 if isinstance(sink, ListedSink) and self.options.verify != "none":
                     lost = effort.retry.call(sink.lost)
             except SinkError:
@@ -303,7 +309,9 @@ class _Run:
 
     def _land_all(self, objects: Iterable[PlannedObject]) -> None:
         jobs = [(item.size or 0, lambda item=item: self._land(item)) for item in objects]
-        run_jobs(jobs, workers=self.options.workers, cancel=self.cancel, tick=self.counter.tick)
+        run_jobs(
+            jobs, workers=self.options.workers, cancel=self.cancel, tick=self.counter.tick, moved=self.counter.moved
+        )
 
     def _land(self, item: PlannedObject) -> None:
         earlier = self.receipts.get(item.key)  # put before, and lost by the store

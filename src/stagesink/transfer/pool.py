@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from stagesink.transfer.level import Level
 
 Job = Callable[[], None]
 
@@ -15,20 +18,26 @@ _TICK_SECONDS = 0.1
 _STOP_SECONDS = 0.8  # how long Ctrl-C waits for the jobs to clean up after themselves
 _SMALL_EVERY = 4  # one pick in so many takes the smallest job left
 _SMALL_BYTES = 1 << 20  # no more than a thread's own buffer: many of these at once cost no memory to speak of
-_MORE_OF_SMALL = 4  # times as many threads for those, where a thread gets through few
+_MORE_OF_SMALL = 4  # times as many threads for those, where a thread gets through few, to begin with
 _SLOW_JOBS = 50  # a second in one thread: it waits for answers, not for the interpreter
 _MOST = 64
 
 
 def run_jobs(
-    jobs: Sequence[tuple[int, Job]], *, workers: int, cancel: threading.Event, tick: Callable[[], None] | None = None
+    jobs: Sequence[tuple[int, Job]],
+    *,
+    workers: int,
+    cancel: threading.Event,
+    tick: Callable[[], None] | None = None,
+    moved: Callable[[], float] | None = None,
 ) -> None:
     """Run all jobs; return when the last has ended.
 
     Large ones go first, since the last large one decides when all is done; every fourth pick takes the smallest left,
     so that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread
     that gets through small local files at more than a thousand a second is left alone, since a second would slow it
-    down. Where each answer takes long, as over a wide area network, small jobs get four times as many threads.
+    down. Where each answer takes long, as over a wide area network, small jobs get four times as many threads, and from
+    there on :class:`.Level` seeks the number that gets most done.
 
     Parameters
     ----------
@@ -36,26 +45,57 @@ def run_jobs(
         Size in bytes, and what to do. A job keeps its own failures; an exception out of one is a defect, ends the rest
         and is raised here.
     workers : int
-        Threads at most; four times as many, up to 64, of jobs up to 1 MiB. 1 means one. Even one job has its own: the
-        calling thread must be free to leave a hanging store on Ctrl-C.
+        Large jobs at once at most; of jobs up to 1 MiB up to 64 where that gets more done. 1 means one. Even one job
+        has a thread of its own: the calling one must be free to leave a hanging store on Ctrl-C.
     cancel : threading.Event
         Set here on Ctrl-C; jobs look at it.
     tick : callable, optional
         Called about ten times a second from the calling thread.
+    moved : callable, optional
+        Returns how much was done so far. Without it the number of jobs at once stays as it began.
     """
     queue = deque(sorted(jobs, key=lambda sized: -sized[0]))
     if queue:
-        _Crew(queue, workers, cancel).run(tick or (lambda: None))
+        _Crew(queue, workers, cancel, moved).run(tick or (lambda: None))
+
+
+@contextmanager
+def stepping_aside() -> Iterator[None]:
+    """Leave one's place to another job until the block ends: what waits before it tries again is not at work."""
+    crew: _Crew | None = getattr(_here, "crew", None)
+    if crew is None:
+        yield
+        return
+    crew.leave()
+    try:
+        yield
+    finally:
+        crew.come_back()
+
+
+_here = threading.local()
 
 
 class _Crew:
-    def __init__(self, queue: deque[tuple[int, Job]], workers: int, cancel: threading.Event) -> None:
+    def __init__(
+        self,
+        queue: deque[tuple[int, Job]],
+        workers: int,
+        cancel: threading.Event,
+        moved: Callable[[], float] | None,
+    ) -> None:
         self._queue = queue
         self._workers = min(workers, len(queue))
         small = sum(size <= _SMALL_BYTES for size, _ in queue) if workers > 1 else 0
         self._helpers = min(small, max(0, min(_MORE_OF_SMALL * workers, _MOST) - self._workers))
+        self._most = self._workers + min(small, max(0, _MOST - self._workers))
         self._cancel = cancel
+        self._moved = moved
+        self._level: Level | None = None
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._running = 0
+        self._aside = 0
         self._picks = 0
         self._busy = 0
         self._done = threading.Event()
@@ -72,15 +112,21 @@ class _Crew:
                 hired = len(self._threads)
                 done_a_second = (self._picks - hired) / (time.monotonic() - start)
                 wait = 4 * _FIRST_LOOK_SECONDS
-                if hired < self._workers:
+                if self._level is not None:
+                    self._adjust(self._level)
+                    wait = _TICK_SECONDS
+                elif hired < self._workers:
                     if done_a_second <= _QUICK_JOBS:
                         self._hire(self._workers - hired)
                 elif hired == self._workers and self._helpers and done_a_second < _SLOW_JOBS * hired:
                     self._hire(self._helpers, most_bytes=_SMALL_BYTES)
                 else:
                     wait = _TICK_SECONDS
+                    if self._moved is not None and self._most > 1:
+                        self._level = Level(hired, self._most, self._moved, time.monotonic())
         except BaseException:
             self._cancel.set()
+            self._wake()
             deadline = time.monotonic() + _STOP_SECONDS
             for thread in self._threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -88,12 +134,51 @@ class _Crew:
         if self._error is not None:
             raise self._error
 
-    def _pick(self, most_bytes: int | None) -> Job | None:
+    def _adjust(self, level: Level) -> None:
+        """Let as many jobs run at once as the level says, whoever of the threads is there to run them."""
+        with self._lock:
+            level.observe(time.monotonic())
+            more = min(level.limit + self._aside, 2 * _MOST) - len(self._threads)
+            small_left = bool(self._queue) and self._queue[-1][0] <= _SMALL_BYTES
+            self._changed.notify_all()
+        if more > 0 and small_left:
+            self._hire(more, most_bytes=_SMALL_BYTES)
+
+    @property
+    def _full(self) -> bool:
+        return self._level is not None and self._running >= self._level.limit and not self._cancel.is_set()
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        with self._lock:
+            self._running -= 1
+            self._aside += 1
+            if self._level is not None:
+                self._level.refused()
+            self._changed.notify()
+
+    def come_back(self) -> None:
+        with self._lock:
+            while self._full:
+                self._changed.wait()
+            self._running += 1
+            self._aside -= 1
+
+    def _pick(self, most_bytes: int | None, *, after_one: bool) -> Job | None:
         """Take the next job: a large one, and now and then the smallest. None when all are taken."""
         with self._lock:
-            if not self._queue or (most_bytes is not None and self._queue[-1][0] > most_bytes):
+            self._running -= after_one
+            while self._full and self._queue:
+                self._changed.wait()
+            none_left = not self._queue or (most_bytes is not None and self._queue[-1][0] > most_bytes)
+            if none_left or self._cancel.is_set():
+                self._changed.notify_all()  # whoever waits for its turn will find none, or may be the one that can
                 return None
             self._picks += 1
+            self._running += 1
             smallest = most_bytes is not None or self._picks % _SMALL_EVERY == 0
             return (self._queue.pop() if smallest else self._queue.popleft())[1]
 
@@ -110,8 +195,11 @@ class _Crew:
             self._threads.append(thread)  # only now: Ctrl-C joins what is here, and only a started thread can be joined
 
     def _work(self, most_bytes: int | None) -> None:
+        after_one = False
+        _here.crew = self
         try:
-            while not self._cancel.is_set() and (job := self._pick(most_bytes)) is not None:
+            while (job := self._pick(most_bytes, after_one=after_one)) is not None:
+                after_one = True
                 job()
         except BaseException as error:
             if not self._cancel.is_set():  # afterwards it is only what cancelling does to a job
@@ -120,5 +208,6 @@ class _Crew:
         finally:
             with self._lock:
                 self._busy -= 1
+                self._changed.notify_all()
                 if self._busy == 0:
                     self._done.set()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TextIO, cast
 
 _CALL_SECONDS = 0.1  # between two calls of a callback
+_OBJECT_BYTES = 64 << 10  # what an object costs besides its bytes, in bytes: a round trip is worth about that much
 _LINE_SECONDS = 30.0  # between two lines where no terminal redraws them
 
 ProgressStyle = Literal["auto", "bar", "lines", "none"]
@@ -70,6 +71,10 @@ class ProgressCounter:
     def add_file(self) -> None:
         with self._lock:
             self._files += 1
+
+    def moved(self) -> float:
+        """Return how much was done so far: bytes, and for each object what it costs to send one."""
+        return self._bytes + self._files * _OBJECT_BYTES
 
     def tick(self) -> None:
         """Tell the callback, unless it was told just now."""

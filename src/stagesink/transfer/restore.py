@@ -114,7 +114,14 @@ class _Restore:
         jobs = [(entry.size, lambda key=key, entry=entry: self._restore(key, entry)) for key, entry in wanted]
         try:
             with local.batch() if isinstance(local, BatchingSink) else nullcontext(local) as self.local:
-                run_jobs(jobs, workers=self.options.workers, cancel=self.cancel, tick=self.counter.tick)
+                counter = self.counter
+                run_jobs(
+                    jobs,
+                    workers=self.options.workers,
+                    cancel=self.cancel,
+                    tick=counter.tick,
+                    moved=counter.moved,
+                )
         except TransferCancelled:
             raise
         except StagesinkError as error:  # the disk refuses at the end what the batch had put off

@@ -12,6 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from stagesink.errors import SourceChanged, TransferCancelled, TransientSinkError, VerificationError
 from stagesink.transfer.options import TransferOptions
+from stagesink.transfer.pool import stepping_aside
 
 T = TypeVar("T")
 
@@ -90,7 +91,9 @@ class RetryPolicy:
         return wait
 
     def _sleep(self, seconds: float) -> None:
-        if self._cancel.wait(seconds):
+        with stepping_aside():
+            stopped = self._cancel.wait(seconds)
+        if stopped:
             raise TransferCancelled("The transfer was stopped while it waited to try again.")
 
 
