@@ -11,9 +11,10 @@ from urllib.parse import unquote
 from stagesink.testing.azureml.artifacts import Artifacts
 from stagesink.testing.azureml.datastores import DEFAULT, Datastores
 from stagesink.testing.azureml.faults import Answer, Delay, Faults
+from stagesink.testing.azureml.identity import Identity
 from stagesink.testing.azureml.messages import JSON, Request, Response, ServiceError, answer, error_body
 from stagesink.testing.azureml.state import ORIGIN, Container, State
-from stagesink.testing.azureml.tokens import InvalidToken, Tokens
+from stagesink.testing.azureml.tokens import InvalidToken
 from stagesink.testing.azureml.tracking import Tracking, TrackingError
 
 _WORKSPACE = re.compile(
@@ -63,7 +64,7 @@ class Calls:
     artifacts: Artifacts
     datastores: Datastores
     tracking: Tracking
-    tokens: Tokens
+    identity: Identity
     faults: Faults
     token_seconds: float
     made: list[str] = field(default_factory=list)
@@ -71,11 +72,15 @@ class Calls:
     def answer(self, request: Request) -> Response:
         """Answer a request, whatever it is."""
         try:
-            return self._answer(request)
+            return self.identity.answer(request, self.token_seconds) or self._answer(request)
         except ServiceError as error:
             return answer(error_body(error.code, error.message, error.inner), error.status)
         except TrackingError as error:
             return error.response()
+
+    def clock(self) -> float:
+        """Return what the time is by the service's clock."""
+        return time.time() + self.faults.clock_ahead
 
     def _answer(self, request: Request) -> Response:
         found = _WORKSPACE.fullmatch(request.path)
@@ -109,7 +114,7 @@ class Calls:
         if scheme.lower() != "bearer" or not token:
             raise ServiceError(401, "AuthorizationError", "The request has no bearer token.")
         try:
-            allowed = self.tokens.check(token)
+            allowed = self.identity.tokens.check(token)
         except InvalidToken as error:
             raise ServiceError(401, "AuthorizationError", str(error)) from None
         if workspace.lower() != self.state.workspace.path.lower():
@@ -144,7 +149,7 @@ class Calls:
         return run.artifacts
 
     def _token(self) -> Response:
-        token = self.tokens.make(self.state.workspace.path, expires_in=self.token_seconds)
+        token = self.identity.tokens.make(self.state.workspace.path, expires_in=self.token_seconds)
         expiry = datetime.fromtimestamp(time.time() + self.token_seconds, timezone.utc)
         return answer({"token": token, "expiryTimeUtc": expiry.isoformat()})
 

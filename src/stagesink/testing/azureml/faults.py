@@ -49,7 +49,15 @@ class Faults:
     """Orders what goes wrong, each for a number of calls.
 
     Calls are named as in :data:`stagesink.testing.azureml.CALLS`; ``None`` stands for every call.
+
+    Attributes
+    ----------
+    clock_ahead : float
+        Seconds by which the service's clock differs from this machine's: it judges tokens by it, and its answers say
+        so in ``Date``.
     """
+
+    clock_ahead: float = 0.0
 
     _orders: list[tuple[str | None, object, int]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -114,7 +122,8 @@ class Faults:
         self._order(call, BadUrl(why), times)
 
     def clear(self) -> None:
-        """Forget what was ordered and has not happened."""
+        """Forget what was ordered and has not happened; the clock is right again."""
+        self.clock_ahead = 0.0
         with self._lock:
             self._orders.clear()
 

@@ -6,6 +6,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,10 @@ from stagesink.testing.azureml.messages import Request, Response
 
 @contextmanager
 def serving(
-    answer: Callable[[Request], Response], listener: socket.socket, context: ssl.SSLContext | None
+    answer: Callable[[Request], Response],
+    listener: socket.socket,
+    context: ssl.SSLContext | None,
+    clock: Callable[[], float] = time.time,
 ) -> Iterator[None]:
     """Answer requests until the block ends.
 
@@ -27,8 +31,10 @@ def serving(
         Bound, so that the port is known before the first request.
     context : ssl.SSLContext, optional
         Speaks https with it.
+    clock : callable
+        What ``Date`` says, in seconds since 1970.
     """
-    with _Server(answer, listener, context) as server:
+    with _Server(answer, listener, context, clock) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="azureml-fake", daemon=True)
         thread.start()
         try:
@@ -44,13 +50,18 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 512
 
     def __init__(
-        self, answer: Callable[[Request], Response], listener: socket.socket, context: ssl.SSLContext | None
+        self,
+        answer: Callable[[Request], Response],
+        listener: socket.socket,
+        context: ssl.SSLContext | None,
+        clock: Callable[[], float],
     ) -> None:
         super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
         self.socket.listen(self.request_queue_size)  # again, for many clients at once
         self.answer = answer
+        self.clock = clock
         self._context = context
         self._open: set[socket.socket] = set()
 
@@ -102,6 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(response.body)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(self.server.clock())
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: URLs hold what no log should."""

@@ -16,6 +16,7 @@ from stagesink.testing.azureml.calls import Calls
 from stagesink.testing.azureml.certificates import Certificates, make_certificates
 from stagesink.testing.azureml.datastores import Credential, Datastore, Datastores
 from stagesink.testing.azureml.faults import Faults
+from stagesink.testing.azureml.identity import HOST, Identity
 from stagesink.testing.azureml.proxy import tunnelling
 from stagesink.testing.azureml.server import serving
 from stagesink.testing.azureml.state import State, Workspace
@@ -116,23 +117,23 @@ class FakeAzureML:
         if azure_names and (plain or azurite):
             raise ValueError("azure_names needs https, and an Azurite of its own.")
         with ExitStack() as stack:
-            certificates = None if plain else make_certificates(folder, _HOST, "localhost", _AZURES_NAME)
+            certificates = None if plain else make_certificates(folder, _HOST, "localhost", _AZURES_NAME, HOST)
             shown = (certificates.chain, certificates.key) if certificates and azure_names else None
             azurite = azurite or stack.enter_context(
                 start_azurite(folder, command=command, on_disk=on_disk, certificate=shown)
             )
-            reached = in_front(azurite.port) if in_front else azurite.port
+            listener = stack.enter_context(socket.create_server((_HOST, port)))
+            own: int = listener.getsockname()[1]
+            reached, port = (in_front(azurite.port), in_front(own)) if in_front else (azurite.port, own)
             if certificates and azure_names:
-                proxy: str | None = stack.enter_context(tunnelling({f"{_AZURES_NAME}:443": (_HOST, reached)}))
+                ways = {f"{_AZURES_NAME}:443": (_HOST, reached), f"{HOST}:443": (_HOST, port)}
+                proxy: str | None = stack.enter_context(tunnelling(ways))
                 blobs = BlobStore(azurite, f"https://{_AZURES_NAME}", sas_seconds, certificates.client_context())
             else:
                 proxy, blobs = None, BlobStore(azurite, replace(azurite, port=reached).endpoint, sas_seconds)
-            listener = stack.enter_context(socket.create_server((_HOST, port)))
-            own: int = listener.getsockname()[1]
-            port = in_front(own) if in_front else own
             calls = _calls(blobs, port, "http" if plain else "https", page_size, batch_limit, token_seconds)
             context = certificates.server_context() if certificates else None
-            stack.enter_context(serving(calls.answer, listener, context))
+            stack.enter_context(serving(calls.answer, listener, context, calls.clock))
             yield cls(
                 port, calls.state.workspace, azurite, blobs, calls.state, calls.faults, certificates, proxy, calls
             )
@@ -203,13 +204,11 @@ class FakeAzureML:
         seconds = self._calls.token_seconds if expires_in is None else expires_in
         mine = self.workspace
         other = Workspace(mine.subscription, mine.resource_group, workspace) if workspace else mine
-        return self._calls.tokens.make(other.path, expires_in=seconds, valid_in=valid_in, tenant=tenant)
+        return self._calls.identity.tokens.make(other.path, expires_in=seconds, valid_in=valid_in, tenant=tenant)
 
     def environment(self, run_id: str, *, token: str | None = None) -> dict[str, str]:
         """Return the variables of a job that works on a run, and those with which it trusts this service."""
         token, run = token or self.token(), self.state.runs[run_id]
-        trust = {name: str(self.ca_path) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE") if self.ca_path}
-        ways = {"HTTPS_PROXY": self.proxy, "NO_PROXY": _HOST} if self.proxy else {}
         return {
             "AZUREML_RUN_ID": run_id,
             "AZUREML_RUN_TOKEN": token,
@@ -225,9 +224,28 @@ class FakeAzureML:
             "MLFLOW_RUN_ID": run_id,
             "MLFLOW_EXPERIMENT_ID": run.experiment.id,
             "MLFLOW_EXPERIMENT_NAME": run.experiment.name,
-            **trust,
-            **ways,
+            **self._ways(),
         }
+
+    def login(self) -> dict[str, str]:
+        """Return the variables of a machine outside a job: a service principal signs in, as azure-identity does it.
+
+        It needs ``azure_names``: the sign-in is at a host name of Microsoft's.
+        """
+        if not self.proxy:
+            raise ValueError("A sign-in needs azure_names=True.")
+        identity = self._calls.identity
+        return {
+            "AZURE_TENANT_ID": identity.tokens.tenant,
+            "AZURE_CLIENT_ID": identity.client_id,
+            "AZURE_CLIENT_SECRET": identity.client_secret,
+            "MLFLOW_TRACKING_URI": self.tracking_uri,
+            **self._ways(),
+        }
+
+    def _ways(self) -> dict[str, str]:
+        trust = {name: str(self.ca_path) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE") if self.ca_path}
+        return {**trust, "HTTPS_PROXY": self.proxy, "NO_PROXY": _HOST} if self.proxy else trust
 
 
 def _calls(
@@ -238,4 +256,5 @@ def _calls(
     state, faults = State(Workspace(str(uuid.uuid4()), "group", "ws")), Faults()
     artifacts = Artifacts(state, blobs, faults, f"{scheme}://{_HOST}:{port}", page_size, batch_limit)
     tracking = Tracking(state, f"azureml://{_HOST}:{port}/mlflow/v2.0{state.workspace.path}")
-    return Calls(state, artifacts, Datastores(blobs), tracking, Tokens(str(uuid.uuid4())), faults, token_seconds)
+    identity = Identity(Tokens(str(uuid.uuid4()), faults=faults), state.workspace.path)
+    return Calls(state, artifacts, Datastores(blobs), tracking, identity, faults, token_seconds)
