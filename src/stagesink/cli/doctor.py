@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from stagesink.sinks import ArtifactSink
     from stagesink.sinks.protocol import TrackedSink
 
-EPILOG = examples("stagesink doctor", "stagesink doctor --sink s3://bucket/runs --json")
+EPILOG = examples("stagesink doctor", "stagesink doctor --sink s3://bucket/runs --json", "stagesink doctor --sweep")
 
 _REQUIREMENT = re.compile(r"""([A-Za-z0-9._-]+).*\bextra\s*==\s*["']([A-Za-z0-9._-]+)["']""")
+
+
+_UNFINISHED = timedelta(days=1)  # nothing that still goes on takes that long between its parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,12 @@ def doctor(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep", help="Also abort uploads in parts (S3) that were begun over a day ago and not finished."
+        ),
+    ] = False,
 ) -> None:
     """Show what is installed and which sink is used, then write, read, stat, list and delete a probe object there.
 
@@ -56,13 +66,18 @@ def doctor(
     """
     out = Output(as_json, quiet, verbose)
     chosen: dict[str, Any] = {}
-    steps = _examine(sink, config_dir, chosen)
+    swept: list[str] | None = [] if sweep else None
+    steps = _examine(sink, config_dir, chosen, swept)
     problem = next((step.error for step in steps if step.error is not None), None)
     installed = _installed()
     document = {"ok": problem is None, **installed, "sink": chosen or None, "probe": [step.to_dict() for step in steps]}
+    if swept is not None:
+        document["swept"] = swept
     rows = [(step.name, f"{step.ms:.1f}", "ok" if step.error is None else str(step.error)) for step in steps]
     where = f"Sink: {chosen['uri']} ({chosen['why']})" if chosen else "Sink: none"
-    out.show(document, _packages(installed), where, table(("Probe", "ms", "Result"), rows, right=("ms",)))
+    out.show(
+        document, _packages(installed), where, table(("Probe", "ms", "Result"), rows, right=("ms",)), *_swept(swept)
+    )
     if problem is not None:
         raise typer.Exit(exit_code(problem))
 
@@ -114,8 +129,17 @@ def _packages(installed: dict[str, Any]) -> Any:
     return table(("Part", "Version", ""), rows)
 
 
-def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any]) -> list[Step]:
-    """Go from the configuration to the probe, as far as it goes; ``chosen`` takes the sink as soon as it is known."""
+def _swept(swept: list[str] | None) -> list[str]:
+    if swept is None:
+        return []
+    return [f"Aborted: {name}" for name in swept] or ["Nothing unfinished lies there."]
+
+
+def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any], swept: list[str] | None) -> list[Step]:
+    """Go from the configuration to the probe, as far as it goes.
+
+    ``chosen`` takes the sink as soon as it is known, ``swept`` what was removed; None leaves that out.
+    """
     from stagesink.destination import choose_sink
 
     with options.open_uploader(sink, None, config_dir) as uploader:
@@ -130,12 +154,15 @@ def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any]) -> list[
         steps = _until_failure([("configuration", configure), ("open", connect)])
         if steps[-1].error is not None:
             return steps
-        from stagesink.sinks.protocol import TrackedSink
+        from stagesink.sinks.protocol import SweepingSink, TrackedSink
 
         store = uploader.sink
         if isinstance(store, TrackedSink) and store.tracks_runs:
             return [*steps, *_probe_in_new_run(store)]
-        return [*steps, *_probe(store, f"stagesink-doctor-{secrets.token_hex(4)}")]
+        probe = _probe(store, f"stagesink-doctor-{secrets.token_hex(4)}")
+        if swept is not None and probe[-1].error is None and isinstance(store, SweepingSink):
+            probe += _until_failure([("sweep", lambda: swept.extend(store.sweep(_UNFINISHED)))])
+        return [*steps, *probe]
 
 
 def _probe_in_new_run(sink: TrackedSink) -> list[Step]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
@@ -101,3 +103,18 @@ class TrackedSink(ArtifactSink, Protocol):
 
     tracks_runs: bool
     tracking_uri: str
+
+
+@runtime_checkable
+class SweepingSink(ArtifactSink, Protocol):
+    """A sink in whose store a killed process leaves something behind. A capability, not part of the contract."""
+
+    def sweep(self, older_than: timedelta) -> builtins.list[str]:
+        """Remove what was begun under this sink's address longer ago than that and never finished; no object is.
+
+        Returns
+        -------
+        list of str
+            What was removed, printable.
+        """
+        ...

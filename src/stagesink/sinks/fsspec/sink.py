@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import ftplib
 import io
 import logging
@@ -9,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from datetime import datetime, timedelta, timezone
 from typing import Any, BinaryIO, cast
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
@@ -169,6 +171,41 @@ class FsspecSink:
                 return
             with suppress(ArtifactNotFound), self._translating(f"{self._address(key)} could not be deleted"):
                 fs.rm_file(path)
+
+    def sweep(self, older_than: timedelta) -> builtins.list[str]:
+        """Abort the uploads in parts that nobody finished in the time given, on S3; other stores forget them alone.
+
+        Returns
+        -------
+        list of str
+            Printable address of the object that each was to become.
+        """
+        with self._client() as fs:
+            return (
+                [] if not hasattr(fs, "call_s3") else self._abort_uploads(fs, datetime.now(timezone.utc) - older_than)
+            )
+
+    def _abort_uploads(self, fs: Any, before: datetime) -> builtins.list[str]:
+        bucket, folder, _ = fs.split_path(f"{self._root}/")
+        swept: builtins.list[str] = []
+        marker: dict[str, str] = {}
+        while True:
+            with self._translating(f"{self.uri}: unfinished uploads could not be listed", missing=RunNotFound):
+                page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=folder, **marker)
+            for upload in page.get("Uploads", ()):
+                if upload["Initiated"] <= before:
+                    name = f"{self._scheme}://{bucket}/{upload['Key']}"
+                    with (
+                        suppress(ArtifactNotFound),  # finished or aborted meanwhile
+                        self._translating(f"{name}: its unfinished upload could not be aborted"),
+                    ):
+                        fs.call_s3(
+                            "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        swept.append(name)
+            if not page.get("IsTruncated"):
+                return swept
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def close(self) -> None:
         """Let go of this process's connections."""

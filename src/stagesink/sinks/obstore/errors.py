@@ -96,12 +96,16 @@ def error_of(answer: Answer, doing: str, missing: type[SinkError]) -> SinkError 
     message = f"{doing}: the store answered {answer.status}" + (f" ({answer.code})." if answer.code else ".")
     if issubclass(kind, TransientSinkError):
         return kind(message, retry_after=answer.retry_after)
+    if kind is RunNotFound:
+        return kind(message, hint=_BUCKET_HINT)
+    if answer.status == 407:
+        return kind(message, hint="The proxy wants a login: put it into HTTPS_PROXY.")
     hint = _HINTS.get(answer.code or "")
     if issubclass(kind, SinkAuthError) and answer.skew:
         direction = "fast" if answer.skew > 0 else "slow"
         hint = f"This machine's clock is {abs(answer.skew) / 60:.0f} minutes {direction}: set it."
-    if kind is RunNotFound:
-        hint = _BUCKET_HINT
+    if hint is None and kind is SinkError:
+        hint = "Check the address and artifacts.storage_options; `stagesink doctor` tests them."
     return kind(message, hint=hint)
 
 

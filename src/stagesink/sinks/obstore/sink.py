@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any, BinaryIO, cast
 
-from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
 from stagesink.errors import ArtifactNotFound, InvalidKey, RunNotFound, SinkError
 from stagesink.redaction import without_secrets
 from stagesink.sinks.fsspec import FsspecSink, open_fsspec
@@ -140,6 +142,10 @@ class ObstoreSink:
         with suppress(ArtifactNotFound), self._translating(f"{self._address(key)} could not be deleted", path):
             obstore.delete(self._client().store, path)
 
+    def sweep(self, older_than: timedelta) -> builtins.list[str]:
+        """Abort uploads that nobody finished; obstore cannot list them, so fsspec's client does it."""
+        return self._other().sweep(older_than)
+
     def close(self) -> None:
         """Let go of this process's connections."""
         client = self._clients.pop(os.getpid(), None)
@@ -194,27 +200,48 @@ class ObstoreSink:
 
         base = f"{self._settings.root}/{run_id}".lstrip("/")
         listing = f"{self._address(run_id)} could not be listed"
-        pages = iter(obstore.list(self._client().store, f"{base}/{prefix}", chunk_size=_PAGE))
+        found = self._pages(obstore.list(self._client().store, f"{base}/{prefix}", chunk_size=_PAGE), listing)
         seen: set[str] = set()
-        while True:
-            try:
-                page = next(pages, None)
-            except obstore.exceptions.InvalidPathError:
-                break
-            except stores.errors() as error:
-                raise self._error(error, listing, None) from None
-            if page is None:
-                return
-            for found in page:
-                key = _key(run_id, found["path"][len(base) + 1 :])
-                if key is not None:
-                    seen.add(key.path)
-                    yield StoredArtifact(key, self._address(key), found["size"])
-        # Somebody else's object has a name that obstore cannot say ("a//b"), for which it gives up the whole listing.
-        seen.add(prefix)
-        for stored in self._other().list(run_id, prefix):
-            if stored.key.path not in seen:
-                yield StoredArtifact(stored.key, stored.uri, stored.size)
+        held: StoredArtifact | None = None
+        try:
+            for meta in found:
+                key = _key(run_id, meta["path"][len(base) + 1 :])
+                if held is not None and (
+                    key is None or not lies_under(key.path, held.key.path) or self._stat(held.key)
+                ):
+                    yield held
+                held = None
+                if key is None or key.path in seen:
+                    continue
+                seen.add(key.path)
+                stored = StoredArtifact(key, self._address(key), meta["size"])
+                if stored.size:
+                    yield stored
+                else:
+                    held = stored  # obstore lists somebody's empty object "folder/" as "folder"
+            if held is not None and self._stat(held.key):
+                yield held
+            if not seen:
+                self._must_be_a_listing(listing)
+        except obstore.exceptions.InvalidPathError:
+            # Somebody's object has a name that obstore cannot say ("a//b"), for which it gives up the whole listing.
+            seen.add(prefix)  # the caller's
+            if held is not None:
+                seen.discard(held.key.path)
+            for stored in self._other().list(run_id, prefix):
+                if stored.key.path not in seen:
+                    yield StoredArtifact(stored.key, stored.uri, stored.size)
+
+    def _pages(self, pages: Iterable[Any], listing: str) -> Iterator[Any]:
+        from obstore import exceptions
+
+        try:
+            for page in pages:
+                yield from page
+        except exceptions.InvalidPathError:
+            raise
+        except stores.errors() as error:
+            raise self._error(error, listing, None) from None
 
     def _digests(self, etag: str | None, path: str) -> dict[str, str]:
         md5 = md5_of(etag)
@@ -235,6 +262,12 @@ class ObstoreSink:
         look = self._client().look
         again = partial(look.listing, doing) if path is None else partial(look.at, path, doing)
         return sink_error(error, doing, missing, again if look.can_sign else None)
+
+    def _must_be_a_listing(self, listing: str) -> None:
+        """See that it is the store that holds nothing: a proxy's page reads like an empty listing."""
+        look = self._client().look
+        if look.can_sign and (error := error_of(look.listing(listing), listing, ArtifactNotFound)) is not None:
+            raise error
 
     def _must_be_the_stores(self, etag: str | None, doing: str) -> None:
         if etag is None:

@@ -1,0 +1,365 @@
+"""What the conformance suite cannot know of the sink over obstore: who carries what, secrets, digests, parts, forks."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.proxy import Answer, FaultProxy
+from servers import S3Server
+
+pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from Python 3.11 on")
+
+from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.errors import ConfigError, RunNotFound, SourceChanged, TransientSinkError
+from stagesink.sinks import ArtifactSink, open_sink, registry
+from stagesink.sinks.fsspec import FsspecSink
+from stagesink.sinks.obstore import ObstoreSink, azure, google, s3
+from stagesink.sinks.obstore.parts import PART_BYTES, part_bytes
+from stagesink.sinks.protocol import SweepingSink
+from stagesink.testing import GeneratedSource
+from stagesink.testing.azurite import Azurite
+from stagesink.testing.conformance import NAMES
+
+KEY = ArtifactKey("run", "folder/object.bin")
+S3 = {"key": "AKIA", "secret": "s3cret", "client_kwargs": {"region_name": "eu-west-1"}}
+AZURE = {"account_name": "acct", "account_key": "a2V5"}
+
+
+@pytest.fixture
+def sink(moto: S3Server, bucket: str, request: pytest.FixtureRequest) -> ArtifactSink:
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name)
+    sink = open_sink(f"s3://{bucket}/{name}", storage_options=moto.options())
+    assert isinstance(sink, ObstoreSink)
+    return sink
+
+
+@pytest.fixture
+def proxy(moto: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(moto.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(moto: S3Server, bucket: str, proxy: FaultProxy, request: pytest.FixtureRequest) -> ArtifactSink:
+    return open_sink(f"s3://{bucket}/{request.node.name}", storage_options=moto.options(port=proxy.port))
+
+
+def unfinished(moto: S3Server, bucket: str, sink: ArtifactSink) -> list[str]:
+    folder = sink.uri.removeprefix(f"s3://{bucket}/")
+    found = moto.boto3().list_multipart_uploads(Bucket=bucket, Prefix=folder).get("Uploads", [])
+    return [upload["Key"] for upload in found]
+
+
+def begin_upload(moto: S3Server, bucket: str, sink: ArtifactSink) -> str:
+    """Do what a process does that is killed in the middle."""
+    name = f"{sink.uri.removeprefix(f's3://{bucket}/')}/{KEY}"
+    moto.boto3().create_multipart_upload(Bucket=bucket, Key=name)
+    return name
+
+
+# -- who carries what --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "environ"),
+    [
+        ("s3://bucket/a", S3, {}),
+        ("s3a://bucket", S3, {}),
+        (
+            "s3://bucket",
+            {},
+            {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "eu-west-1"},
+        ),
+        ("s3://bucket", {"key": "a", "secret": "b", "endpoint_url": "http://localhost:1"}, {}),
+        ("s3://bucket", {**S3, "config_kwargs": {"read_timeout": 5}}, {}),
+        ("az://container/a b", AZURE, {}),
+        ("abfs://container@acct.dfs.core.windows.net/a", {"account_key": "a2V5"}, {}),
+        ("abfss://container@acct.blob.core.windows.net/a", {"sas_token": "?sv=1&sig=x"}, {}),
+        ("az://container", {}, {"AZURE_STORAGE_ACCOUNT_NAME": "acct", "AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=x"}),
+        ("az://container", {}, {"AZURE_STORAGE_CONNECTION_STRING": "AccountName=acct;AccountKey=a2V5"}),
+    ],
+)
+def test_obstore_carries_what_it_can(
+    uri: str, options: dict[str, Any], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    sink = open_sink(uri, storage_options=options)
+    assert isinstance(sink, ObstoreSink)
+    assert sink.uri == FsspecSink(uri, options).uri
+    sink._client()  # obstore takes what it is told
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "environ"),
+    [
+        ("s3://bucket", {}, {}),
+        ("s3://bucket", {"key": "a", "secret": "b"}, {}),
+        ("s3://bucket", {**S3, "requester_pays": True}, {}),
+        ("s3://bucket", {**S3, "anon": True}, {}),
+        ("s3://bucket", {**S3, "client_kwargs": {"verify": False}}, {}),
+        ("s3://bucket", {**S3, "s3_additional_kwargs": {"ServerSideEncryption": "aws:kms"}}, {}),
+        ("s3://bucket", {**S3, "config_kwargs": {"s3": {"addressing_style": "virtual"}}}, {}),
+        ("s3://bucket--usw2-az1--x-s3", S3, {}),
+        ("s3://bucket//double", S3, {}),
+        ("s3://bucket", S3, {"AWS_PROFILE": "other"}),
+        ("s3://bucket", S3, {"AWS_ENDPOINT": "http://elsewhere"}),
+        ("s3://bucket", S3, {"AWS_SESSION_TOKEN": "of another key"}),
+        ("s3://bucket", S3, {"AWS_CONFIG_FILE": __file__}),
+        ("az://container", {**AZURE, "credential": object()}, {}),
+        ("az://container", {**AZURE, "version_aware": True}, {}),
+        ("az://container", {"account_name": "acct", "client_id": "a", "client_secret": "b", "tenant_id": "c"}, {}),
+        ("az://container", AZURE, {"AZURE_STORAGE_USE_EMULATOR": "true"}),
+    ],
+)
+def test_fsspec_carries_what_obstore_cannot(
+    uri: str, options: dict[str, Any], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(open_sink(uri, storage_options=options), FsspecSink)
+
+
+def test_without_obstore_fsspec_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    assert isinstance(open_sink("s3://bucket", storage_options=S3), FsspecSink)
+
+
+def test_google_needs_a_key_file(tmp_path: Path) -> None:
+    file = tmp_path / "key.json"
+    file.write_text("{}")
+    assert google.settings("gs://bucket/a", {}, {}) is None
+    assert google.settings("gs://bucket/a", {"token": "anon"}, {}) is None
+    for options, environ in (({"token": str(file)}, {}), ({}, {"GOOGLE_APPLICATION_CREDENTIALS": str(file)})):
+        found = google.settings("gs://bucket/a", options, environ)
+        assert found is not None
+        assert (found.bucket, found.root, found.config) == ("bucket", "a", {"application_credentials": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("module", "stub"), [(s3, "_aws.pyi"), (azure, "_azure.pyi"), (google, "_gcs.pyi")], ids=["s3", "azure", "google"]
+)
+def test_every_variable_that_obstore_reads_is_accounted_for(module: Any, stub: str) -> None:
+    import obstore
+
+    text = (Path(obstore.__file__).parent / "_store" / stub).read_text()
+    read = set(re.findall(r"`((?:AWS|AZURE|GOOGLE)_[A-Z0-9_]+)`", text))
+    assert len(read) > 5
+    assert read <= module.UNDERSTOOD | module.HARMLESS | module.FOREIGN
+
+
+@pytest.mark.parametrize(
+    ("uri", "options"),
+    [("az://container", {"connection_string": "AccountName=a;AccountKey=not base64!"})],
+)
+def test_a_malformed_secret_is_not_repeated(uri: str, options: Mapping[str, Any]) -> None:
+    sink = open_sink(uri, storage_options=options)
+    with pytest.raises(ConfigError) as caught:
+        sink.stat(KEY)
+    assert "base64!" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("first", ["obstore", "fsspec"])
+@pytest.mark.parametrize("store", ["s3", "az"])
+def test_each_carrier_reads_what_the_other_wrote(
+    moto: S3Server, bucket: str, azurite: Azurite, store: str, first: str
+) -> None:
+    uri = f"s3://{bucket}/both {first}" if store == "s3" else f"az://stagesink/both {first}"
+    options = moto.options() if store == "s3" else {"connection_string": azurite.connection_string}
+    sinks: list[ArtifactSink] = [open_sink(uri, storage_options=options), FsspecSink(uri, options)]
+    assert isinstance(sinks[0], ObstoreSink)
+    writer, reader = sinks if first == "obstore" else reversed(sinks)
+    cut = "?#" if store == "az" else "?"  # what fsspec's implementations take for the end of a name
+    keys = {ArtifactKey("run", path) for path in NAMES.values() if not set(cut) & set(path)}
+    for key in keys:
+        stored = writer.put(key, MemorySource(key.path.encode()))
+        assert reader.open(key).read() == key.path.encode()
+        found = reader.stat(key)
+        assert found is not None
+        assert (found.uri, found.size) == (stored.uri, stored.size)
+    assert {stored.key for stored in reader.list("run")} == keys
+    for key in keys:
+        reader.delete(key)
+    assert list(writer.list("run")) == []
+
+
+def test_a_pickled_sink_is_carried_as_its_new_place_allows(sink: ArtifactSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = pickle.dumps(sink)
+    assert isinstance(pickle.loads(pickled), ObstoreSink)
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert isinstance(pickle.loads(pickled), FsspecSink)
+
+
+_FORKS = """
+import os, sys
+from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.sinks import open_sink
+uri, options = sys.argv[1], eval(sys.argv[2])
+sink = open_sink(uri, storage_options=options)
+sink.put(ArtifactKey("run", "parent"), MemorySource(b"1"))
+for number in range(3):
+    pid = os.fork()
+    if pid == 0:
+        sink.put(ArtifactKey("run", f"child {number}"), MemorySource(b"2"))
+        open_sink(uri, storage_options=options).put(ArtifactKey("run", f"child {number} anew"), MemorySource(b"3"))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    sink.put(ArtifactKey("run", "parent"), MemorySource(b"4"))
+print(len(list(sink.list("run"))))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_children_neither_hang_nor_harm_their_parent(moto: S3Server, sink: ArtifactSink) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _FORKS, sink.uri, repr(moto.options())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "part"),
+    [(0, 8 << 20), (8 << 20, 8 << 20), (80_000 << 20, 8 << 20), ((80_000 << 20) + 1, 9 << 20), (None, 12 << 20)],
+)
+def test_no_object_has_more_than_ten_thousand_parts(size: int | None, part: int) -> None:
+    assert part_bytes(size) == part
+    assert size is None or -(-size // part) <= 10_000
+
+
+def test_small_objects_go_in_one_request(proxied: ArtifactSink, proxy: FaultProxy) -> None:
+    proxied.put(KEY, MemorySource(b"x"))  # asks, once a minute, how the bucket encrypts
+    proxy.forget()
+    for size in (0, 1000, PART_BYTES):
+        proxied.put(KEY, GeneratedSource(size))
+    assert [method for method, _ in proxy.requests] == ["PUT"] * 3
+
+
+@pytest.mark.parametrize(
+    "error", [SourceChanged("It changed."), OSError(5, "gone"), FileNotFoundError("gone")], ids=repr
+)
+@pytest.mark.parametrize("sized", [True, False])
+def test_a_source_that_fails_leaves_no_unfinished_upload(
+    moto: S3Server, bucket: str, sink: ArtifactSink, error: Exception, sized: bool
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        sink.put(KEY, GeneratedSource(40 << 20, sized=sized, fails_after=30 << 20, error=error))
+    assert caught.value is error
+    assert unfinished(moto, bucket, sink) == []
+    assert sink.stat(KEY) is None
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+@pytest.mark.parametrize("size", [1000, 20 << 20])
+def test_a_source_of_another_size_than_it_says_does_not_land(
+    moto: S3Server, bucket: str, sink: ArtifactSink, size: int, off: int
+) -> None:
+    class Liar(GeneratedSource):
+        @property
+        def size(self) -> int:
+            return self.length + off
+
+    with pytest.raises(SourceChanged):
+        sink.put(KEY, Liar(size))
+    assert sink.stat(KEY) is None
+    assert unfinished(moto, bucket, sink) == []
+
+
+def test_an_upload_that_fails_in_a_part_is_aborted(
+    moto: S3Server, bucket: str, proxied: ArtifactSink, proxy: FaultProxy
+) -> None:
+    proxy.plan(Answer(500), method="PUT", path="partNumber=2")
+    with pytest.raises(TransientSinkError):
+        proxied.put(KEY, GeneratedSource(2 * PART_BYTES + 1))
+    assert unfinished(moto, bucket, proxied) == []
+
+
+def test_blocks_that_a_killed_process_left_are_invisible_and_do_no_harm(azurite: Azurite) -> None:
+    from azure.storage.blob import BlobClient
+
+    sink = open_sink("az://stagesink/blocks", storage_options={"connection_string": azurite.connection_string})
+    with BlobClient.from_connection_string(azurite.connection_string, "stagesink", f"blocks/{KEY}") as blob:
+        blob.stage_block("bGVmdA==", b"left by a process that was killed")
+        assert list(sink.list("run")) == []
+        source = GeneratedSource(20 << 20)
+        assert sink.put(KEY, source).size == source.length
+        assert blob.get_block_list("uncommitted")[1] == []
+    with sink.open(KEY) as stream:
+        assert hashlib.sha256(stream.read()).hexdigest() == source.digest()
+
+
+def test_what_killed_processes_left_is_swept(moto: S3Server, bucket: str, sink: ArtifactSink) -> None:
+    name = begin_upload(moto, bucket, sink)
+    theirs = open_sink(f"{sink.uri}-theirs", storage_options=moto.options())
+    begin_upload(moto, bucket, theirs)
+    kept = sink.put(KEY, MemorySource(b"kept"))
+    assert isinstance(sink, SweepingSink)
+    assert sink.sweep(timedelta(days=365 * 100)) == []  # moto's uploads all begin in 2010
+    assert sink.sweep(timedelta(days=1)) == [f"s3://{bucket}/{name}"]
+    assert unfinished(moto, bucket, sink) == [name.replace("/run/", "-theirs/run/")]
+    assert sink.stat(KEY) == kept
+
+
+def test_azure_has_nothing_to_sweep(azurite: Azurite) -> None:
+    sink = open_sink("az://stagesink/sweep", storage_options={"connection_string": azurite.connection_string})
+    assert isinstance(sink, SweepingSink)
+    assert sink.sweep(timedelta(0)) == []
+
+
+# -- digests -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_etag_is_the_md5_of_an_object_in_one_piece_alone(sink: ArtifactSink) -> None:
+    small, large = GeneratedSource(1000), GeneratedSource(PART_BYTES + 1)
+    assert sink.put(KEY, small).digests == {"md5": small.digest("md5")}
+    assert sink.put(KEY, large).digests == {}
+    assert sink.stat(KEY).digests == {}  # type: ignore[union-attr]
+
+
+def test_the_etag_is_no_md5_where_the_bucket_encrypts_with_a_key_of_its_own(moto: S3Server) -> None:
+    client = moto.boto3()
+    client.create_bucket(Bucket="encrypted")
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": "a-key"}}
+    client.put_bucket_encryption(Bucket="encrypted", ServerSideEncryptionConfiguration={"Rules": [rule]})
+    sink = open_sink("s3://encrypted/x", storage_options=moto.options())
+    stored = sink.put(KEY, MemorySource(b"secret"))
+    assert stored.digests == {}
+    assert sink.stat(KEY) == stored
+
+
+# -- what others do there ----------------------------------------------------------------------------------------------
+
+
+def test_names_that_obstore_cannot_say_do_not_spoil_a_listing(moto: S3Server, bucket: str, sink: ArtifactSink) -> None:
+    root = f"{sink.uri.removeprefix(f's3://{bucket}/')}/run"
+    for name in ("folder/", "a//b", "back\\slash", "./x"):
+        moto.boto3().put_object(Bucket=bucket, Key=f"{root}/{name}", Body=b"")
+    keys = [ArtifactKey("run", path) for path in ("0", "folder/object.bin", "folder/x", "z")]
+    for key in keys:
+        sink.put(key, MemorySource(b"x"))
+    assert sorted(stored.key for stored in sink.list("run")) == sorted(keys)
+    assert sorted(stored.key for stored in sink.list("run", "folder")) == sorted(keys[1:3])
+
+
+def test_a_bucket_that_does_not_exist(moto: S3Server) -> None:
+    sink = open_sink("s3://nowhere", storage_options=moto.options())
+    for size in (10, PART_BYTES + 1):
+        with pytest.raises(RunNotFound, match="Create the bucket"):
+            sink.put(KEY, GeneratedSource(size))
+    with pytest.raises(RunNotFound, match="NoSuchBucket"):
+        list(sink.list("run"))
+    gc.collect()
