@@ -9,6 +9,8 @@
 
 :class:`SinkConformance` and :func:`check_against_dict` need pytest and hypothesis
 (``pip install 'stagesink[testing]'``); :class:`FaultySink` needs neither.
+
+:mod:`stagesink.testing.azurite` and :mod:`stagesink.testing.azureml` start servers: Azure's blob store and Azure ML.
 """
 
 from __future__ import annotations
