@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from against_mlflow import _free_port, _running
+from side_by_side import free_port, running
 
 FIXED = (1, 2, 4, 8, 16, 32, 64)
 MANNERS = {
@@ -64,9 +64,9 @@ def measure(runs: int) -> list[str]:
 
 
 def _in_a_process(manner: str, fixed: int, folder: Path, room: Path) -> float:
-    port = _free_port()
+    port = free_port()
     server = [sys.executable, str(Path(__file__).with_name("paced_server.py")), str(port), manner]
-    with _running(server, port, room / "server.log"):
+    with running(server, port, room / "server.log"):
         command = [sys.executable, __file__, f"http://127.0.0.1:{port}", str(folder), str(fixed)]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -1,7 +1,7 @@
 """Measure stagesink beside its peers: the same bytes, one run, alternating, median of five, as ratios.
 
-    make bench                          everything; writes docs/benchmarks.md
-    make bench ARGS="--runs 3 --only archive"
+    make bench                          everything; writes the pages docs/benchmarks*.md
+    make bench ARGS="--runs 3 --only stores"
 
 Each run writes into a fresh folder on the same disk, and nothing is removed between the runs of small files: ext4 makes
 new files several times slower for half a minute after thousands were deleted. Before each run, outside the clock, the
@@ -25,7 +25,11 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
+import against_azureml
 import against_mlflow
+import against_stores
+import concurrency
+import growth
 
 import stagesink
 from stagesink.sinks import open_sink
@@ -35,7 +39,7 @@ Run = Callable[[Path, Path], None]
 
 MB = 1_000_000
 SUMS = "find . -type f -print0 | sort -z | xargs -0 sha256sum"
-OUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+OUT = Path(__file__).resolve().parent.parent / "docs"
 
 
 # -- the peers: each copies the folder `source` to the folder `target`, which does not exist yet -----------------------
@@ -244,33 +248,60 @@ def progress(what: str) -> None:
     print(f"done: {what}", file=sys.stderr, flush=True)
 
 
+def local(runs: int, room: Path) -> list[str]:
+    lines = []
+    for part in (copies, archives, footprint):
+        (room / part.__name__).mkdir()
+        lines += part(runs, room / part.__name__)
+    return lines
+
+
 def mlflow(runs: int, room: Path) -> list[str]:
     return against_mlflow.measure(runs, room, make_files, table, progress)
 
 
-PARTS: dict[str, Callable[[int, Path], list[str]]] = {
-    "copies": copies,
-    "archive": archives,
-    "mlflow": mlflow,
-    "footprint": footprint,
+def stores(runs: int, room: Path) -> list[str]:
+    return against_stores.measure(runs, room, make_files, table, progress)
+
+
+def azureml(runs: int, room: Path) -> list[str]:
+    return against_azureml.measure(runs, room, make_files, table, progress)
+
+
+def files(runs: int, room: Path) -> list[str]:
+    return growth.measure(room, make_files, progress)
+
+
+def at_once(runs: int, room: Path) -> list[str]:
+    head = ["### How many at once: every fixed number, and the level that stagesink finds", ""]
+    return [*head, *concurrency.measure(runs), ""]
+
+
+# Each writes a page of its own, so that one can be measured anew.
+PAGES: dict[str, tuple[str, Callable[[int, Path], list[str]]]] = {
+    "local": ("benchmarks.md", local),
+    "mlflow": ("benchmarks-mlflow.md", mlflow),
+    "stores": ("benchmarks-stores.md", stores),
+    "azureml": ("benchmarks-azureml.md", azureml),
+    "files": ("benchmarks-files.md", files),
+    "at-once": ("benchmarks-at-once.md", at_once),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure stagesink beside its peers.")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each contestant (5)")
-    parser.add_argument("--only", choices=PARTS, action="append", help="one part (default: all, and write the table)")
+    parser.add_argument("--only", choices=PAGES, action="append", help="one page (default: all)")
     parser.add_argument("--dir", type=Path, help="folder on the disk to measure (default: the temporary folder)")
     given = parser.parse_args()
-    lines = []
-    for name in given.only or PARTS:
+    for name in given.only or PAGES:
+        page, part = PAGES[name]
         with tempfile.TemporaryDirectory(prefix="stagesink-bench-", dir=given.dir) as room:
-            lines += PARTS[name](given.runs, Path(room))
+            lines = part(given.runs, Path(room))
+        text = "\n".join([*preamble(given.runs), *lines]).rstrip() + "\n"
+        print(text)
+        (OUT / page).write_text(text, encoding="utf-8")
         progress(name)
-    text = "\n".join([*preamble(given.runs), *lines]).rstrip() + "\n"
-    print(text)
-    if not given.only:
-        OUT.write_text(text, encoding="utf-8")
 
 
 def preamble(runs: int) -> list[str]:
@@ -280,7 +311,7 @@ def preamble(runs: int) -> list[str]:
         "",
         f"Written by `make bench` on {datetime.now(timezone.utc):%Y-%m-%d} ({machine}). Median of {runs}, alternating. "
         "The last column is stagesink's time over the other's, pair by pair: below 1 is faster. stagesink takes a "
-        "sha256 of every byte and writes a manifest in all three forms; the peers verify nothing of themselves.",
+        "sha256 of every byte, proves what landed and writes a manifest; the peers verify nothing of themselves.",
         "",
     ]
 

@@ -1,9 +1,9 @@
 """One upload into an MLflow run by one client, in a process of its own: prints what it took as JSON.
 
-    upload_to_mlflow.py CLIENT URL RUN_ID FOLDER
+    upload_to_mlflow.py CLIENT URL SERVER FOLDER
 
-CLIENT is `stagesink`, `log_artifacts`, or `log_artifact xN` for N threads. `seconds` and `cpu` are of the call, with
-everything imported; `whole` and `whole_cpu` count from the start of the process; `memory` is its peak, in bytes.
+URL is where the client finds the server, SERVER where the run is made before, outside the clock. CLIENT is `stagesink`,
+`log_artifacts`, or `log_artifact xN` for N threads. See `measured.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
+
+from measured import Clock
 
 
 def stagesink(url: str, run_id: str, folder: str) -> Callable[[], object]:
@@ -48,35 +50,27 @@ def _client(url: str) -> Any:
     return client(url)
 
 
-def _peak() -> int:
-    # Not getrusage: that counts what this process had before the other was started in its place.
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+def _new_run(server: str) -> str:
+    request = urllib.request.Request(
+        f"{server}/api/2.0/mlflow/runs/create",
+        b'{"experiment_id": "0", "start_time": 1}',
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        return str(json.load(answer)["run"]["info"]["run_id"])
 
 
 def main() -> None:
-    start = time.perf_counter()
-    client, url, run_id, folder = sys.argv[1:]
-    if client == "stagesink":
-        call = stagesink(url, run_id, folder)
-    elif client == "log_artifacts":
-        call = log_artifacts(url, run_id, folder)
-    else:
-        call = log_artifact(url, run_id, folder, int(client.rpartition("x")[2]))
-    before, cpu_before = time.perf_counter(), time.process_time()
-    call()
-    after, cpu_after = time.perf_counter(), time.process_time()
-    print(
-        json.dumps(
-            {
-                "seconds": after - before,
-                "cpu": cpu_after - cpu_before,
-                "whole": after - start,
-                "whole_cpu": cpu_after,
-                "memory": _peak(),
-            }
-        )
-    )
+    client, url, server, folder = sys.argv[1:]
+    run_id = _new_run(server)
+    with Clock() as clock:
+        if client == "stagesink":
+            call = stagesink(url, run_id, folder)
+        elif client == "log_artifacts":
+            call = log_artifacts(url, run_id, folder)
+        else:
+            call = log_artifact(url, run_id, folder, int(client.rpartition("x")[2]))
+        clock.measure(call)
 
 
 if __name__ == "__main__":

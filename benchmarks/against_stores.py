@@ -1,0 +1,96 @@
+"""stagesink beside the clients of object stores, on one real server each: Azurite, and moto for S3."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from side_by_side import alternate, far_from, free_port, rows, running
+
+PROGRAM = str(Path(__file__).with_name("upload_to_store.py"))
+PEERS = ("mlflow", "sdk x8", "fsspec", "obstore")
+NAMES = {
+    "az": {"sdk x8": "azure-storage-blob x8", "fsspec": "adlfs", "obstore": "obstore x16"},
+    "s3": {"sdk x8": "boto3 x8", "fsspec": "s3fs", "obstore": "obstore x16"},
+}
+
+
+def measure(
+    runs: int,
+    room: Path,
+    make_files: Callable[[Path, int, int], None],
+    table: Callable[..., list[str]],
+    progress: Callable[[str], None],
+) -> list[str]:
+    """Return the tables; ``make_files`` and ``table`` are those of the other benchmarks."""
+    few, many, big, huge = (room / name for name in ("few", "many", "big", "huge"))
+    make_files(few, 200, 16 << 10)
+    make_files(many, 2000, 16 << 10)
+    make_files(big, 8, 577_000_000 // 8)
+    make_files(huge, 1, 2_000_000_000)
+    lines = []
+    for store, title, server in (("az", "Azure (Azurite)", _azurite), ("s3", "S3 (moto)", _moto)):
+        for workload, folder, far in (
+            ("200 files of 16 KiB, round trip 50 ms", few, True),
+            ("2,000 files of 16 KiB, no round trip", many, False),
+            ("577 MB in 8 files, no round trip", big, False),
+            ("one file of 2 GB, no round trip", huge, False),
+        ):
+            # A fresh server for each: both keep what they are given in memory, or on the disk of this machine.
+            with server(room) as port, far_from(port, room) as behind:
+                endpoint = f"http://127.0.0.1:{behind if far else port}"
+                clients = {
+                    NAMES[store].get(name, name): [
+                        sys.executable,
+                        PROGRAM,
+                        store,
+                        name,
+                        endpoint,
+                        "{turn}",
+                        str(folder),
+                    ]
+                    for name in ("stagesink", *PEERS)
+                }
+                files = sum(1 for _ in folder.iterdir())
+                measured = alternate(clients, 1 if folder is huge else runs, warm=folder is few)
+            lines += rows(f"To {title}: {workload}", measured, files, table)
+            progress(f"{title}, {workload}")
+    return lines
+
+
+@contextmanager
+def _azurite(room: Path) -> Iterator[int]:
+    from azure.storage.blob import BlobServiceClient
+
+    from stagesink.testing.azurite import start_azurite
+
+    folder = room / "azurite"
+    with start_azurite(folder, on_disk=True) as azurite:
+        service = BlobServiceClient.from_connection_string(azurite.connection_string)
+        service.create_container("bench")
+        service.close()
+        yield azurite.port
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def _moto(room: Path) -> Iterator[int]:
+    import boto3
+
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with running(command, port, room / "moto.log"):
+        os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+        client = boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{port}",
+            region_name="us-east-1",
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        client.create_bucket(Bucket="bench")
+        yield port

@@ -1,0 +1,94 @@
+"""Uploads by several clients to one server: each in a process of its own, alternating; time, CPU and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ROUND_TRIP = 0.05
+DELAY = Path(__file__).resolve().parent.parent / "tests" / "delay.py"
+Measured = dict[str, list[dict[str, float]]]
+
+
+def alternate(
+    clients: Mapping[str, list[str]], runs: int, *, environment: Mapping[str, str] | None = None, warm: bool = True
+) -> Measured:
+    """Run the clients in turn, ``runs`` times, after one round that does not count unless ``warm`` is false.
+
+    Parameters
+    ----------
+    clients : mapping of str to list of str
+        The command of each. ``{turn}`` in it becomes something that no other run has.
+    """
+    measured: Measured = {name: [] for name in clients}
+    for turn in range(runs + warm):
+        for name, command in clients.items():
+            words = [word.replace("{turn}", f"{turn}-{time.monotonic_ns()}") for word in command]
+            done = subprocess.run(
+                words, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+            )
+            if turn >= warm:
+                measured[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return measured
+
+
+def rows(
+    title: str, measured: Measured, files: int, table: Callable[..., list[str]], *, whole: bool = False
+) -> list[str]:
+    """Return the two tables of one workload; ``whole`` counts processes from their start."""
+    clock = "whole" if whole else "seconds"
+    seconds = {name: [each[clock] for each in every] for name, every in measured.items()}
+    return [f"### {title}", "", *table(seconds), "", *_costs(measured, files, whole), ""]
+
+
+def _costs(measured: Measured, files: int, whole: bool) -> list[str]:
+    cpu = "whole_cpu" if whole else "cpu"
+    first = next(iter(measured.values()))
+    rows = ["| | client CPU for a file (ms) | stagesink takes | peak memory |", "|---|---|---|---|"]
+    for name, every in measured.items():
+        each = statistics.median(one[cpu] for one in every) * 1000 / files
+        ratio = statistics.median(ours[cpu] / theirs[cpu] for ours, theirs in zip(first, every, strict=True))
+        memory = max(one["memory"] for one in every) / 1e6
+        rows.append(f"| {name} | {each:.2f} | {'' if every is first else f'{ratio:.2f}x'} | {memory:.0f} MB |")
+    return rows
+
+
+@contextmanager
+def far_from(target: int, room: Path) -> Iterator[int]:
+    """Run a proxy that makes the server far away."""
+    port = free_port()
+    with running([sys.executable, str(DELAY), str(port), str(target), str(ROUND_TRIP)], port, room / "delay.log"):
+        yield port
+
+
+@contextmanager
+def running(command: list[str], port: int, log: Path) -> Iterator[None]:
+    """Run a server, and the processes it starts, until the block ends."""
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        for _ in range(1200):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.1)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
