@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -293,7 +294,7 @@ def test_blocks_that_a_killed_process_left_are_invisible_and_do_no_harm(azurite:
 
     sink = open_sink("az://stagesink/blocks", storage_options={"connection_string": azurite.connection_string})
     with BlobClient.from_connection_string(azurite.connection_string, "stagesink", f"blocks/{KEY}") as blob:
-        blob.stage_block("bGVmdA==", b"left by a process that was killed")
+        blob.stage_block(uuid.uuid4().hex, b"left by a process that was killed")
         assert list(sink.list("run")) == []
         source = GeneratedSource(20 << 20)
         assert sink.put(KEY, source).size == source.length
