@@ -51,7 +51,8 @@ def modules_of_ours() -> list[str]:
 
     Nor a driver that needs one: the registry imports it when its scheme is asked for, and says which extra is missing.
     """
-    others = ("stagesink.pipeline", "stagesink.testing", "stagesink.sinks.mlflow")
+    drivers = ("stagesink.sinks._http", "stagesink.sinks.azureml", "stagesink.sinks.mlflow", "stagesink.sinks.obstore")
+    others = ("stagesink.pipeline", "stagesink.testing", *drivers)
     found = pkgutil.walk_packages(stagesink.__path__, "stagesink.", onerror=lambda name: None)
     return [m.name for m in found if not m.name.startswith(others) and "__main__" not in m.name]
 
