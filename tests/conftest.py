@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+from azureml_lines import Job, Lines, job_on, lines_before
 from azureml_servers import azureml_server
 from hypothesis import HealthCheck, settings
 from mlflow_servers import AUTH_CONFIG, MlflowServer, launcher, s3_environment, workers
@@ -57,6 +59,19 @@ def azurite(request: pytest.FixtureRequest) -> Azurite:
 def azureml_service(request: pytest.FixtureRequest) -> FakeAzureML:
     """Azure ML's calls over an Azurite of its own, with https."""
     return shared(request, "azureml", azureml_server)
+
+
+@pytest.fixture(scope="session")
+def azureml_lines(request: pytest.FixtureRequest, azureml_service: FakeAzureML) -> Lines:
+    """Another service over the same Azurite, with a proxy before each."""
+    return shared(request, "azureml-lines", lambda folder: lines_before(azureml_service, folder))
+
+
+@pytest.fixture
+def job(azureml_lines: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+    """The environment of an Azure ML job with a run of its own, and the sink that it means."""
+    with job_on(azureml_lines, monkeypatch) as job:
+        yield job
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,8 @@ class FaultProxy:
             return
         body = _read_body(stream, headers)
         if isinstance(fault, Answer) or not target.startswith(self._prefix):
-            client.sendall(bytes(fault if isinstance(fault, Answer) else Answer(404)))
+            answer = bytes(fault if isinstance(fault, Answer) else Answer(404))
+            client.sendall(answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == "HEAD" else answer)
             return
         if isinstance(fault, Delay):
             time.sleep(fault.seconds)
@@ -183,11 +184,17 @@ class FaultProxy:
         kept = {name: value for name, value in headers.items() if name not in ("connection", "expect")}
         lines = "".join(f"{name}: {value}\r\n" for name, value in {**kept, "connection": "close"}.items())
         with socket.create_connection(("127.0.0.1", self._target)) as server:
-            server.sendall(line + lines.encode("latin-1") + b"\r\n" + body)
-            reply = b""
-            while data := server.recv(1 << 16):
-                reply += data
-        return reply
+            with suppress(ConnectionError):  # it may answer before it has read all
+                server.sendall(line + lines.encode("latin-1") + b"\r\n" + body)
+            reply = b"".join(iter(lambda: server.recv(1 << 18), b""))
+        return _with_its_end(reply)
+
+
+def _with_its_end(reply: bytes) -> bytes:
+    """Say in the reply that its connection ends, where the server only ends it: clients might use it again."""
+    head, gap, body = reply.partition(b"\r\n\r\n")
+    says_so = not gap or b"\r\nconnection:" in head.lower()
+    return reply if says_so else head + b"\r\nConnection: close" + gap + body
 
 
 def _read_headers(stream: BinaryIO) -> dict[str, str]:

@@ -51,6 +51,7 @@ _KINDS: dict[str, type[SinkError]] = {
     "InvalidBlobOrBlock": TransientSinkError,
     "Md5Mismatch": VerificationError,  # what arrived is not what was sent
     "InvalidMd5": VerificationError,
+    "InvalidOperation": VerificationError,  # so Azurite says it
     "LeaseIdMissing": SinkConflict,
     "LeaseIdMismatchWithBlobOperation": SinkConflict,
     "InsufficientAccountPermissions": SinkAuthError,
@@ -60,8 +61,8 @@ _KINDS: dict[str, type[SinkError]] = {
     "BlobImmutableDueToPolicy": SinkConflict,
 }
 _HINTS = {
-    "AuthorizationFailure": "Let this machine through the storage account's firewall, or upload from the workspace's "
-    "network.",
+    "AuthorizationFailure": "Let this machine through the storage account's firewall; where it is through, check that "
+    "the workspace knows the account's keys.",
     "AuthorizationPermissionMismatch": "The signature does not allow it: check what the workspace's identity may do.",
     "LeaseIdMissing": "Somebody holds a lease on the blob; break it, or choose another artifact path.",
     "ContainerNotFound": "The workspace's storage has no such container any more: ask whoever runs the workspace.",
@@ -321,10 +322,10 @@ def _error_of(response: BaseHTTPResponse, doing: str, name: str) -> SinkError | 
         return None
     reason = f"{status} ({code})" if code else str(status)
     message = f"{doing}: {name} answered {reason}."
+    if kind is SinkAuthError:
+        return refused(doing, name, reason, response.headers.get("Date"), _HINTS.get(code, _REFUSED))
     if code in _HINTS:
         return kind(message, hint=_HINTS[code])
-    if kind is SinkAuthError:
-        return refused(doing, name, reason, response.headers.get("Date"), _REFUSED)
     if issubclass(kind, TransientSinkError):
         return kind(message, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
     return kind(message, hint="Check what stands between, such as a proxy." if kind is SinkError else None)

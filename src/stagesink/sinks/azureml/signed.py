@@ -8,8 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from urllib.parse import parse_qs, urlsplit
 
-_MARGIN = 60.0  # seconds before its end: what is sent on it must arrive before
-_FRESH = 30.0  # seconds: one that was given so lately is not asked for again, whatever this machine's clock says
+_MARGIN = 60.0  # seconds before its end, or half of a shorter time: what is sent on it must arrive before
 
 
 class SignedUrl:
@@ -23,28 +22,31 @@ class SignedUrl:
     """
 
     def __init__(self, url: str, renew: Callable[[], str]) -> None:
-        self._url = url
         self._renew = renew
-        self._given = time.monotonic()
         self._lock = threading.Lock()
+        self._set(url)
 
     def __repr__(self) -> str:
         return f"SignedUrl({self._url.partition('?')[0]!r})"
 
     def current(self) -> str:
         """Return the URL, renewed when it is about to end."""
-        url = self._url
-        ends = expiry(url)
-        about_to_end = ends is not None and ends < time.time() + _MARGIN
-        return self.after(url) if about_to_end and self._given + _FRESH < time.monotonic() else url
+        url, renew_at = self._url, self._renew_at
+        return self.after(url) if renew_at is not None and renew_at <= time.monotonic() else url
 
     def after(self, refused: str) -> str:
         """Return one that is newer than ``refused``; asked for once, however many parts were refused with it."""
         with self._lock:
             if self._url == refused:
-                self._url = self._renew()
-                self._given = time.monotonic()
+                self._set(self._renew())
             return self._url
+
+    def _set(self, url: str) -> None:
+        self._url = url
+        ends = expiry(url)
+        left = 0.0 if ends is None else ends - time.time()
+        # One that has ended when it comes does so by this machine's clock alone: the store will say when it has.
+        self._renew_at = time.monotonic() + max(left - _MARGIN, left / 2) if left > 0 else None
 
 
 def expiry(url: str) -> float | None:

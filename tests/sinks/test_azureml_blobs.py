@@ -1,0 +1,303 @@
+"""Blobs: written with checksums that the store checks, with URLs that end half-way, and read in ranges."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azureml_lines import Job, Lines, job_on, lines_before
+from faults.proxy import Answer, Delay
+
+pytest.importorskip("urllib3", reason="comes with the extra azureml")
+
+from stagesink.artifacts import MemorySource
+from stagesink.errors import (
+    ArtifactNotFound,
+    SinkAuthError,
+    SourceChanged,
+    TransientSinkError,
+    VerificationError,
+)
+from stagesink.testing import GeneratedSource
+from stagesink.testing.azureml import FakeAzureML
+
+BLOCK = 8 << 20
+LARGE = 2 * BLOCK + 4321
+
+
+def blocks(job: Job) -> list[str]:
+    return job.lines.blobs("PUT", part="comp=block&")
+
+
+def md5s(job: Job) -> list[str]:
+    pairs = zip(job.lines.store.requests, job.lines.store.headers, strict=True)
+    return [
+        headers.get("content-md5")
+        for (method, target), headers in pairs
+        if method == "PUT" and "blocklist" not in target
+    ]
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 4 << 20])
+def test_what_is_small_goes_in_one_request_with_its_checksum(job: Job, size: int) -> None:
+    source = GeneratedSource(size)
+    stored = job.sink.put(job.key(), source)
+    assert len(job.lines.store.requests) == 1
+    assert md5s(job) == [base64.b64encode(hashlib.md5(source.read()).digest()).decode()]
+    assert stored.digests == {"md5": source.digest("md5")}
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_what_is_large_goes_in_blocks_each_with_its_checksum_committed_at_once(job: Job, sized: bool) -> None:
+    source = GeneratedSource(LARGE, sized=sized)
+    stored = job.sink.put(job.key(), source)
+    data = source.read()
+    sums = [hashlib.md5(data[at : at + BLOCK]).digest() for at in range(0, LARGE, BLOCK)]
+    assert sorted(md5s(job)) == sorted(base64.b64encode(digest).decode() for digest in sums)
+    assert len(job.lines.blobs("PUT", part="comp=blocklist")) == 1
+    assert (stored.size, stored.digests) == (LARGE, {"md5": source.digest("md5")})
+    properties = job.lines.client(job.key()).get_blob_properties()
+    assert properties.size == LARGE
+    assert bytes(properties.content_settings.content_md5).hex() == source.digest("md5")
+
+
+class Corrupting:
+    """Changes one bit of a body on its way."""
+
+    def __init__(self, lines: Lines, part: str) -> None:
+        self.store, self.part = lines.store, part
+
+    def __enter__(self) -> None:
+        forward = self.store._forward
+
+        def changed(line: bytes, headers: dict[str, str], body: bytes) -> bytes:
+            if line.startswith(b"PUT") and self.part.encode() in line and body:
+                body = bytes([body[0] ^ 1]) + body[1:]
+            return forward(line, headers, body)
+
+        self.store._forward = changed  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        del self.store._forward
+
+
+@pytest.mark.parametrize(("size", "part"), [(1000, ""), (LARGE, "comp=block&")])
+def test_the_store_refuses_bytes_that_changed_on_their_way(job: Job, size: int, part: str) -> None:
+    with Corrupting(job.lines, part), pytest.raises(VerificationError, match="400") as caught:
+        job.sink.put(job.key(), GeneratedSource(size))
+    assert caught.value.hint
+    assert job.sink.stat(job.key()) is None
+    assert list(job.sink.list(job.run_id)) == []
+
+
+def test_a_block_list_that_changed_on_its_way_commits_nothing(job: Job) -> None:
+    with Corrupting(job.lines, "comp=blocklist"), pytest.raises(Exception, match="could not be put"):
+        job.sink.put(job.key(), GeneratedSource(LARGE))
+    assert job.sink.stat(job.key()) is None
+
+
+def test_another_writer_that_commits_between_our_blocks(job: Job) -> None:
+    """It takes our blocks with it: the put fails as one that may pass, and nothing is mixed."""
+    theirs = GeneratedSource(1000, seed=9)
+    client = job.lines.client(job.key())
+    from azure.core.exceptions import ResourceNotFoundError
+    from azure.storage.blob import BlobBlock
+
+    sent = 0
+
+    def some_of_ours_are_there() -> bool:
+        with suppress(ResourceNotFoundError):
+            return bool(client.get_block_list("uncommitted")[1])
+        return False
+
+    def intervene(count: int) -> None:
+        nonlocal sent
+        sent += count
+        if sent == LARGE:
+            while not some_of_ours_are_there():
+                pass
+            # By blocks, with names as long as ours: Azurite leaves others' blocks after a single put, Azure does not.
+            client.stage_block("x" * 48, theirs.read())
+            client.commit_block_list([BlobBlock("x" * 48)])
+
+    with pytest.raises(TransientSinkError, match="InvalidBlockList"):
+        job.sink.put(job.key(), GeneratedSource(LARGE), on_bytes=intervene)
+    with job.sink.open(job.key()) as stream:
+        assert stream.read() == theirs.read()
+    ours = GeneratedSource(LARGE)
+    assert job.sink.put(job.key(), ours).digests == {"md5": ours.digest("md5")}
+
+
+def test_two_large_puts_of_one_key_leave_one_whole(job: Job) -> None:
+    sources = [GeneratedSource(LARGE, seed=seed) for seed in (1, 2)]
+
+    def put(source: GeneratedSource) -> None:
+        for _ in range(20):
+            try:
+                job.sink.put(job.key(), source)
+            except TransientSinkError:
+                continue
+            return
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(put, sources))
+    with job.sink.open(job.key()) as stream:
+        assert hashlib.sha256(stream.read()).hexdigest() in [source.digest() for source in sources]
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_a_source_that_is_not_as_long_as_it_said(job: Job, size: int, change: int) -> None:
+    class Lying(GeneratedSource):
+        @property
+        def size(self) -> int:
+            return size + change
+
+    with pytest.raises(SourceChanged):
+        job.sink.put(job.key(), Lying(size))
+    assert job.sink.stat(job.key()) is None
+
+
+def test_no_more_than_four_parts_of_one_object_are_on_their_way(job: Job) -> None:
+    at_once = most = 0
+    forward = job.lines.store._forward
+
+    def counting(line: bytes, headers: dict[str, str], body: bytes) -> bytes:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            return forward(line, headers, body)
+        finally:
+            at_once -= 1
+
+    job.lines.store._forward = counting  # type: ignore[method-assign]
+    try:
+        job.sink.put(job.key(), GeneratedSource(6 * BLOCK))
+    finally:
+        del job.lines.store._forward
+    assert most <= 4
+
+
+# -- URLs that end -----------------------------------------------------------------------------------------------------
+
+
+def test_a_url_that_has_ended_is_renewed_once_for_all_parts(job: Job) -> None:
+    job.service.faults.bad_urls("expired", call="register")
+    source = GeneratedSource(LARGE)
+    stored = job.sink.put(job.key(), source)
+    assert stored.digests == {"md5": source.digest("md5")}
+    assert job.service.calls.count("write") == 1
+    # Those alone go again that were on their way at once.
+    assert 4 <= len(blocks(job)) <= 6
+    assert len(set(map(block_name, blocks(job)))) == 3
+
+
+def block_name(target: str) -> str:
+    return target.partition("blockid=")[2]
+
+
+def test_a_url_that_ends_in_the_middle_does_not_start_the_object_again(
+    azureml_service: FakeAzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real signatures of two seconds, and a store that takes one for each block."""
+    with lines_before(azureml_service, tmp_path, sas_seconds=2.0) as lines, job_on(lines, monkeypatch) as job:
+        lines.store.plan(Delay(1.1), times=4, method="PUT")
+        source = GeneratedSource(8 * BLOCK)
+        counted: list[int] = []
+        stored = job.sink.put(job.key(), source, on_bytes=counted.append)
+        assert (stored.size, stored.digests) == (source.length, {"md5": source.digest("md5")})
+        assert sum(counted) == source.length
+        assert job.service.calls.count("write") >= 1
+        names = [block_name(target) for target in blocks(job)]
+        assert len(set(names)) == 8
+        assert len(names) <= 8 + 4 * job.service.calls.count("write")
+
+
+def test_a_url_that_is_refused_again_is_an_error(job: Job) -> None:
+    job.service.faults.bad_urls(times=99)
+    with pytest.raises(SinkAuthError, match="403"):
+        job.sink.put(job.key(), MemorySource(b"x"))
+    assert job.service.calls == ["register", "write"]
+
+
+def test_a_url_that_ends_while_it_is_read(job: Job) -> None:
+    source = GeneratedSource(17 << 20)
+    job.sink.put(job.key(), source)
+    digest = hashlib.sha256()
+    with job.sink.open(job.key()) as stream:
+        digest.update(stream.read(1 << 20))
+        body = b"<?xml version='1.0'?><Error><Code>AuthenticationFailed</Code></Error>"
+        ended = Answer(403, body=body, headers={"x-ms-error-code": "AuthenticationFailed", "x-ms-request-id": "1"})
+        job.lines.store.plan(ended, method="GET")
+        job.service.calls.clear()
+        while data := stream.read(1 << 20):
+            digest.update(data)
+    assert digest.hexdigest() == source.digest()
+    assert job.service.calls == ["content"]
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def windows(job: Job) -> Iterator[Any]:
+    def asked() -> list[str]:
+        pairs = zip(job.lines.store.requests, job.lines.store.headers, strict=True)
+        return [headers["x-ms-range"] for (method, _), headers in pairs if method == "GET"]
+
+    return asked
+
+
+def test_it_is_read_in_windows_of_one_version(job: Job, windows: Any) -> None:
+    source = GeneratedSource(17 << 20)
+    job.sink.put(job.key(), source)
+    with job.sink.open(job.key()) as stream:
+        assert hashlib.sha256(stream.read()).hexdigest() == source.digest()
+    assert windows() == ["bytes=0-16777215", "bytes=16777216-33554431"]
+    gets = [headers for headers in job.lines.store.headers if "x-ms-range" in headers]
+    assert "if-match" not in gets[0]
+    assert len({headers["if-match"] for headers in gets[1:]}) == 1
+
+
+def test_one_that_is_replaced_while_it_is_read_is_noticed(job: Job) -> None:
+    job.sink.put(job.key(), GeneratedSource(17 << 20, seed=1))
+    stream = job.sink.open(job.key())
+    stream.read(1000)
+    job.sink.put(job.key(), GeneratedSource(17 << 20, seed=2))
+    with pytest.raises(TransientSinkError, match="was replaced while it was read"):
+        stream.read()
+    stream.close()
+
+
+def test_one_that_is_removed_while_it_is_read_is_noticed(job: Job) -> None:
+    job.sink.put(job.key(), GeneratedSource(17 << 20))
+    stream = job.sink.open(job.key())
+    stream.read(1000)
+    job.sink.delete(job.key())
+    with pytest.raises((ArtifactNotFound, TransientSinkError)):
+        stream.read()
+    stream.close()
+
+
+def test_a_stream_that_is_closed_early_leaves_a_usable_sink(job: Job) -> None:
+    job.sink.put(job.key(), GeneratedSource(17 << 20))
+    for _ in range(3):
+        with job.sink.open(job.key()) as stream:
+            assert len(stream.read(10)) == 10
+    assert job.sink.stat(job.key()) is not None
+
+
+def test_what_does_not_open_leaves_nothing_behind(job: Job) -> None:
+    job.service.register(job.run_id, "burnt")
+    with pytest.raises(ArtifactNotFound):
+        job.sink.open(job.key("burnt"))
