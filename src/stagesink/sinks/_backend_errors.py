@@ -177,6 +177,8 @@ def _status(error: BaseException) -> int | None:
     if _is_a(error, "mlflow.exceptions", "MlflowException"):
         status: int = error.get_http_status_code()  # type: ignore[attr-defined]
         return status
+    if _is_a(error, "aiohttp.http_exceptions", "HttpProcessingError"):
+        return None  # aiohttp's own mark, 400, for an answer that was cut
     if isinstance(response, Mapping):
         candidates = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
     else:

@@ -18,7 +18,7 @@ from stagesink.sinks._http.status import retry_after_seconds
 from stagesink.sinks.obstore.settings import Settings
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
+    from urllib3 import PoolManager
 
 _SIGNED_FOR = timedelta(minutes=15)
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,80})\s*</Code>")
@@ -85,26 +85,37 @@ class Look:
         SinkError
             As :class:`.HttpClient` has it: what is between us and the store.
         """
-        response = self._http.request("GET", self._url("GET", path), doing, headers={"Range": "bytes=0-0"}, stream=True)
-        return _answer(response)
+        return self._ask("GET", self._url("GET", path), doing, Range="bytes=0-0")
 
     def head(self, path: str, doing: str) -> Answer:
         """Ask what is known of an object."""
-        return _answer(self._http.request("HEAD", self._url("HEAD", path), doing, stream=True))
+        return self._ask("HEAD", self._url("HEAD", path), doing)
 
     def listing(self, doing: str) -> Answer:
         """Ask for a listing, where that can be signed; for an object that is not there, elsewhere."""
         settings = self._settings
         if settings.kind == "S3Store":
-            answer = _answer(self._http.request("GET", self._url("GET", ""), doing, stream=True))
+            answer = self._ask("GET", self._url("GET", ""), doing)
         elif "sas_key" in settings.config:
             url = f"{settings.endpoint}/{settings.bucket}?restype=container&comp=list&maxresults=1"
-            answer = _answer(self._http.request("GET", f"{url}&{settings.config['sas_key']}", doing, stream=True))
+            answer = self._ask("GET", f"{url}&{settings.config['sas_key']}", doing)
         else:
             return self.at(_PLAIN_NAME, doing)
         # A listing has no ETag; that it is one shows by its type.
         made_up = answer.status < 400 and "xml" not in answer.headers.get("content-type", "")
         return answer if made_up else Answer(answer.status, {"etag": "", **answer.headers}, answer.code)
+
+    def _ask(self, method: str, url: str, doing: str, **headers: str) -> Answer:
+        response = self._http.request(method, url, doing, headers=headers, stream=True)
+        with self._http.translating(doing):
+            body = response.read(_ENOUGH)
+        if len(body) < _ENOUGH:
+            response.release_conn()
+        else:
+            response.close()  # a proxy may have put anything there
+        told = {name.lower(): value for name, value in response.headers.items()}
+        found = _CODE.search(body)
+        return Answer(response.status, told, told.get("x-ms-error-code") or (found[1].decode() if found else None))
 
     def close(self) -> None:
         self._http.close()
@@ -125,15 +136,3 @@ class Look:
         for authority in self._settings.authorities:
             context.load_verify_locations(authority)
         return pool_manager(self._settings.endpoint, seconds=min(_SECONDS, self._settings.seconds[1]), context=context)
-
-
-def _answer(response: BaseHTTPResponse) -> Answer:
-    body = response.read(_ENOUGH)
-    if len(body) < _ENOUGH:
-        response.release_conn()
-    else:
-        response.close()  # a proxy may have put anything there
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    found = _CODE.search(body)
-    code = headers.get("x-ms-error-code") or (found[1].decode() if found else None)
-    return Answer(response.status, headers, code)
