@@ -71,7 +71,7 @@ class Artifacts:
     on_failure : {"warn", "raise"}
         What the facade does when an upload fails: log a line and return False, or raise.
     workers : int
-        Objects in flight at once; of small ones four times as many, where the backend is slow to answer.
+        Large objects in flight at once; of small ones as many as get most done, up to 64. 1 means one.
     retries : Retries
     verify : {"auto", "full", "size", "none"}
     pack : {"none", "tar.gz", "tar.zst"}
