@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 from servers import free_port, installed
 
-installed("urllib3")
+pytest.importorskip("urllib3", reason="comes with the extra azureml")
 
 from stagesink.sinks.protocol import ArtifactSink
 from stagesink.sinks.registry import open_sink

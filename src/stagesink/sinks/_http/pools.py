@@ -82,10 +82,15 @@ class PoolsByHost:
 
     def request(self, method: str, url: str, **request: Any) -> urllib3.BaseHTTPResponse:
         """Send one request, as a ``PoolManager`` does."""
+        return self.pool_for(url).request(method, url, **request)
+
+    def pool_for(self, url: str) -> urllib3.PoolManager:
+        """Return the connections to a URL's host."""
         parts = urlsplit(url)
         host = (parts.scheme, parts.netloc)
-        pool = self._pools.get(host) or self._pools.setdefault(host, pool_manager(url, **self._settings))
-        return pool.request(method, url, **request)
+        pool = self._pools.get(host)
+        # Not `or`: one that holds no connection is false.
+        return pool if pool is not None else self._pools.setdefault(host, pool_manager(url, **self._settings))
 
     def clear(self) -> None:
         """Let go of the connections."""

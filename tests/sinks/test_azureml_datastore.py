@@ -1,0 +1,150 @@
+"""A workspace's datastores, carried by the sink for ``az://``."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from dataclasses import replace
+
+import pytest
+from azureml_lines import Job
+from faults.proxy import Answer
+
+pytest.importorskip("urllib3", reason="comes with the extra azureml")
+pytest.importorskip("adlfs", reason="comes with the extra az")
+
+from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.errors import RunNotFound, SinkAuthError, SinkError, StagesinkError
+from stagesink.sinks.azureml import datastore
+from stagesink.sinks.azureml.datastore import DatastoreSink
+from stagesink.sinks.registry import open_sink
+
+KEY = ArtifactKey("run-1", "folder/a.bin")
+
+
+def opened(uri: str) -> DatastoreSink:
+    sink = open_sink(uri)
+    assert isinstance(sink, DatastoreSink)
+    return sink
+
+
+@pytest.mark.parametrize("credential", ["Sas", "AccountKey"])
+@pytest.mark.parametrize("form", ["long", "with its host", "short"])
+def test_an_object_lands_in_the_container_under_path_and_run(job: Job, form: str, credential: str) -> None:
+    container_client = pytest.importorskip("azure.storage.blob").ContainerClient
+    name, container = f"store{credential.lower()}", f"container-{credential.lower()}"
+    job.service.add_datastore(name, container, credential)  # type: ignore[arg-type]
+    uri = {
+        "long": job.service.datastore_uri(name, "a b/c"),
+        "with its host": f"{job.sink.uri}/datastores/{name}/paths/a%20b/c",
+        "short": f"azureml://datastores/{name}/paths/a%20b/c/",
+    }[form]
+    sink = opened(uri)
+    stored = sink.put(KEY, MemorySource(b"x"))
+    assert sink.stat(KEY) == stored
+    assert [each.key for each in sink.list("run-1")] == [KEY]
+    azurite = replace(job.service.azurite, port=job.lines.store._target)
+    with container_client.from_connection_string(azurite.connection_string, container) as client:
+        assert client.download_blob("a b/c/run-1/folder/a.bin").readall() == b"x"
+    sink.delete(KEY)
+    assert sink.stat(KEY) is None
+    sink.close()
+
+
+def test_the_service_is_asked_once(job: Job) -> None:
+    sink = opened("azureml://datastores/workspaceblobstore/paths/once")
+    for _ in range(3):
+        sink.put(KEY, MemorySource(b"x"))
+    assert job.service.calls == ["datastore"]
+    sink.close()
+
+
+def test_it_is_asked_again_before_the_signature_ends(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = opened("azureml://datastores/workspaceblobstore/paths/again")
+    sink.put(KEY, MemorySource(b"x"))
+    now = time.time
+    monkeypatch.setattr(datastore.time, "time", lambda: now() + 3400)  # of an hour
+    sink.stat(KEY)
+    assert job.service.calls.count("datastore") == 2
+    sink.close()
+
+
+def test_a_datastore_needs_no_run(job: Job) -> None:
+    assert not hasattr(opened("azureml://datastores/workspaceblobstore"), "tracks_runs")
+
+
+def test_one_that_the_workspace_does_not_know(job: Job) -> None:
+    with pytest.raises(RunNotFound, match="Check the datastore's name"):
+        opened("azureml://datastores/nowhere").stat(KEY)
+
+
+@pytest.mark.parametrize(
+    "answer", [{"name": "x"}, {"azureStorageSection": {"accountName": "a"}}, {"azureStorageSection": 1}]
+)
+def test_one_that_is_no_blob_container(job: Job, answer: object) -> None:
+    job.lines.front.plan(Answer(200, body=json.dumps(answer).encode()))
+    with pytest.raises(SinkError, match=r"it is no blob container\. Take a datastore of the type"):
+        opened("azureml://datastores/files").stat(KEY)
+
+
+def test_a_signature_that_the_store_refuses(job: Job) -> None:
+    section = {
+        "accountName": job.service.azurite.account,
+        "containerName": "azureml-blobstore",
+        "endpoint": f"127.0.0.1:{job.lines.store.port}",
+        "protocol": "http",
+        "sasToken": "?sv=2021-12-02&se=2999-01-01T00%3A00%3A00Z&sr=c&sp=rw&sig=bm90IHRoZSBzaWduYXR1cmU%3D",
+    }
+    job.lines.front.plan(Answer(200, body=json.dumps({"azureStorageSection": section}).encode()), times=2)
+    sink = opened("azureml://datastores/workspaceblobstore")
+    with pytest.raises(SinkAuthError) as caught:
+        sink.put(KEY, MemorySource(b"x"))
+    assert "bm90IHRoZSBzaWduYXR1cmU" not in _everything(caught.value)
+    sink.close()
+
+
+@pytest.mark.parametrize(
+    ("section", "options"),
+    [
+        (
+            {"accountName": "acc", "sasToken": "?sig=x"},
+            "BlobEndpoint=https://acc.blob.core.windows.net;AccountName=acc;SharedAccessSignature=sig=x",
+        ),
+        (
+            {"accountName": "acc", "accountKey": "a2V5", "endpoint": "core.chinacloudapi.cn", "protocol": "https"},
+            "BlobEndpoint=https://acc.blob.core.chinacloudapi.cn;AccountName=acc;AccountKey=a2V5",
+        ),
+        (
+            {"accountName": "acc", "accountKey": "a2V5", "endpoint": "127.0.0.1:10000", "protocol": "http"},
+            "BlobEndpoint=http://127.0.0.1:10000/acc;AccountName=acc;AccountKey=a2V5",
+        ),
+    ],
+)
+def test_what_the_store_is_opened_with(section: dict[str, str], options: str) -> None:
+    assert datastore._options(section) == {"connection_string": options}
+
+
+def test_without_a_secret_we_show_ourselves_who_we_are() -> None:
+    assert datastore._options({"accountName": "acc"}) == {"account_name": "acc", "anon": False}
+
+
+def test_nothing_secret_is_shown_and_a_copy_means_the_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = opened("azureml://datastores/workspaceblobstore/paths/a%20b")
+    stored = sink.put(KEY, MemorySource(b"x"))
+    pickled = pickle.dumps(sink)
+    for text in (repr(sink), sink.uri, repr(stored), str(pickled)):
+        assert "sig=" not in text
+        assert job.service.azurite.key not in text
+    monkeypatch.setenv("AZUREML_ARM_WORKSPACE_NAME", "another")
+    copy = pickle.loads(pickled)
+    assert copy.uri == sink.uri
+    assert copy.stat(KEY) == stored
+    for each in (sink, copy):
+        each.close()
+
+
+def _everything(error: StagesinkError) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(error)) + repr(error)
