@@ -60,7 +60,7 @@ class TestGoogle(SinkConformance):
     """
 
     exemptions: ClassVar = {
-        "test_clause_07_a_forked_child_uses_the_sink": "gcsfs carries a forked child, by an interface moto does not have"
+        "test_clause_07_a_forked_child_uses_the_sink": "gcsfs carries it, by an interface that moto has not"
     }
     many = 3 * PAGE + 5
     overwrites = 10
