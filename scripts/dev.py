@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
             subprocess.Popen([sys.executable, __file__, "node"])
             tox(["run", "-e", ",".join(short_list()), *rest])
         case ["long", *rest]:
-            suites = [name for name in short_list() if name.endswith(("core", "mlflow2", "mlflow3"))]
+            suites = [name for name in short_list() if name.endswith(("core", "stores", "mlflow2", "mlflow3"))]
             tox(["run", "-e", ",".join(suites), "--", "-m", "long", *rest])
         case ["tox", *rest]:
             tox(rest)
