@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
+import ssl
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -330,3 +332,65 @@ def test_a_store_that_is_not_there(store: Store) -> None:
     sink = replace(store, options=options).sink()
     error = failure(lambda: sink.put(KEY, MemorySource(b"x")), store)
     assert type(error) is TransientSinkError
+
+
+# -- the way there -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """What a server on this machine shows, and the file of the authority that signed it."""
+    trustme = pytest.importorskip("trustme", reason="comes with the tests of MLflow")
+    ca, file = trustme.CA(), tmp_path / "ca.pem"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    ca.cert_pem.write_to_path(str(file))
+    return context, file
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_environment_says_whose_certificates_hold(
+    moto: S3Server, bucket: str, authority: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    context, file = authority
+    if trusted:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
+    with FaultProxy(moto.port, tls=context) as proxy:
+        options = {**moto.options(), "endpoint_url": f"https://127.0.0.1:{proxy.port}"}
+        store = Store("s3", ObstoreSink, f"s3://{bucket}/tls", options, (moto.secret,))
+        sink = store.sink()
+        if trusted:
+            assert sink.put(KEY, MemorySource(b"x")) == sink.stat(KEY)
+            return
+        for call in (lambda: sink.put(KEY, MemorySource(b"x")), lambda: sink.stat(KEY)):
+            error = failure(call, store)
+            assert type(error) is SinkError
+            assert "certificate" in str(error)
+
+
+def test_the_proxy_of_the_environment_is_taken(
+    moto: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {**moto.options(), "endpoint_url": "http://s3.nowhere.invalid"}
+    with FaultProxy(moto.port) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        proxy.plan(Answer(503, retry_after=3), times=2)
+        sink = open_sink(f"s3://{bucket}/proxied", storage_options=options)
+        assert isinstance(sink, ObstoreSink)
+        with pytest.raises(TransientSinkError) as caught:
+            sink.put(KEY, MemorySource(b"x"))
+        assert caught.value.retry_after == 3
+        targets = [target for _, target in proxy.requests]
+    assert len(targets) == 2  # the put, and the second look
+    assert all(target.startswith("http://s3.nowhere.invalid/") for target in targets)
+
+
+def test_a_store_that_hangs_is_given_up(moto: S3Server, bucket: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        options = {**moto.options(port=silent.getsockname()[1]), "config_kwargs": {"read_timeout": 0.3}}
+        sink = open_sink(f"s3://{bucket}/hangs", storage_options=options)
+        assert isinstance(sink, ObstoreSink)
+        for call in (lambda: sink.put(KEY, MemorySource(b"x")), lambda: sink.stat(KEY)):
+            with pytest.raises(TransientSinkError, match="took too long"):
+                call()
