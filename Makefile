@@ -38,4 +38,4 @@ constraints: ## Resolve the files of constraints anew (ARGS=--upgrade for the ne
 	@$(DEV) constraints $(ARGS)
 
 clean: ## Remove every environment and cache
-	rm -rf .venv .tox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* htmlcov dist build
+	rm -rf .venv .tox tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* htmlcov dist build
