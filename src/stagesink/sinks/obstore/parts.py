@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
 from stagesink.errors import SourceChanged
 from stagesink.sinks.protocol import OnBytes
-from stagesink.streams import chunks
+from stagesink.streams import CHUNK_BYTES, filler
 
 PART_BYTES = 8 << 20
 """Size of a part, and of the largest object that goes in one request."""
@@ -31,7 +31,10 @@ def part_bytes(size: int | None) -> int:
 
 
 class Pieces:
-    """The bytes of a source that is read once, counted, and held against the size it said it has.
+    """The bytes of a source in parts: read once, counted, and held against the size it said it has.
+
+    Each part is memory of its own, which obstore sends as it is. Large ones come straight from the system and go back
+    to it: from the heap, which has a region for each thread, three times as much would stay behind.
 
     Attributes
     ----------
@@ -41,46 +44,56 @@ class Pieces:
         What the source, or the callback, raised: obstore hands it on, but so does it its own.
     """
 
-    def __init__(self, stream: BinaryIO, size: int | None, on_bytes: OnBytes | None) -> None:
-        self._chunks = chunks(stream)
+    def __init__(self, stream: BinaryIO, size: int | None, part: int, on_bytes: OnBytes | None) -> None:
+        self._fill = filler(stream)
         self._size = size
+        self._part = part
         self._on_bytes = on_bytes
-        self._ahead: deque[bytes] = deque()
+        self._ahead: memoryview | None = None
         self.count = 0
         self.error: BaseException | None = None
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[memoryview]:
         return self
 
-    def __next__(self) -> bytes:
-        piece = self._ahead.popleft() if self._ahead else self._read()
-        if piece is None:
+    def __next__(self) -> memoryview:
+        part, self._ahead = self._ahead, None
+        part = part if part is not None else self._read(self._part)
+        if part is None:
             raise StopIteration
-        return piece
+        return part
 
-    def whole(self, limit: int) -> bytes | None:
-        """Return all bytes, or None when there are more than ``limit``: then they are still to come, one by one."""
-        while self.count <= limit:
-            piece = self._read()
-            if piece is None:
-                return self._ahead[0] if len(self._ahead) == 1 else b"".join(self._ahead)
-            self._ahead.append(piece)
-        return None
+    def whole(self) -> memoryview | None:
+        """Return all bytes, or None when they are more than one part: then they are still to come."""
+        if self._size is not None and self._size > PART_BYTES:
+            return None
+        first = self._read(PART_BYTES)
+        if first is None:
+            return memoryview(b"")
+        if len(first) == PART_BYTES and self._size is None:
+            self._ahead = first
+            return None
+        if self._size is not None:
+            self._read(1)  # nothing, or it raises
+        return first
 
-    def _read(self) -> bytes | None:
+    def _read(self, length: int) -> memoryview | None:
         try:
-            chunk = next(self._chunks, None)
-            self.count += len(chunk or b"")
-            if self._size is not None and (self.count > self._size or (chunk is None and self.count < self._size)):
+            if self._size is not None:
+                length = min(length, self._size - self.count)
+            buffer = memoryview(mmap.mmap(-1, length) if length > _SMALL else bytearray(length))
+            got = 0
+            while got < length and (more := self._fill(buffer[got : got + CHUNK_BYTES])):
+                got += more
+                self.count += more
+                if self._on_bytes is not None:
+                    self._on_bytes(more)
+            if self._size is not None and (got < length or (not length and self._fill(memoryview(bytearray(1))))):
                 raise SourceChanged(f"The source does not hold the {self._size} bytes it had when it was opened.")
-            if chunk is None:
-                return None
-            if self._on_bytes is not None:
-                self._on_bytes(len(chunk))
-            return bytes(chunk)  # a copy: obstore keeps it until it is sent
         except BaseException as error:
             self.error = error
             raise
+        return buffer[:got] if got else None
 
 
 class Budget:

@@ -20,7 +20,7 @@ from stagesink.sinks.obstore import azure, google, s3, stores
 from stagesink.sinks.obstore.digests import Encryption, digests_of_head, md5_of
 from stagesink.sinks.obstore.errors import error_of, made_up, sink_error
 from stagesink.sinks.obstore.look import Look
-from stagesink.sinks.obstore.parts import PART_BYTES, Budget, Pieces, part_bytes
+from stagesink.sinks.obstore.parts import Budget, Pieces, part_bytes
 from stagesink.sinks.obstore.reader import ObjectReader
 from stagesink.sinks.obstore.settings import Settings
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
@@ -89,8 +89,8 @@ class ObstoreSink:
         path, size = self._path(key), source.size
         part = part_bytes(size)
         with closing(source.open()) as stream, _budget.taking(size, part) as at_once:
-            pieces = Pieces(stream, size, on_bytes)
-            data = pieces.whole(PART_BYTES) if size is None or size <= PART_BYTES else None
+            pieces = Pieces(stream, size, part, on_bytes)
+            data = pieces.whole()
             if data is not None:
                 etag = self._send(data, pieces, key, path, use_multipart=False)
             else:
