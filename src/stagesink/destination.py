@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stagesink.errors import ConfigError, UnknownScheme
+from stagesink.errors import ConfigError
 from stagesink.redaction import without_secrets
-from stagesink.sinks.registry import is_registered, scheme_of
+from stagesink.sinks.registry import scheme_of
 
 if TYPE_CHECKING:
     from stagesink.config import Config
@@ -43,7 +43,8 @@ class SinkChoice:
 def choose_sink(config: Config, argument: str | None = None, environ: Mapping[str, str] = os.environ) -> SinkChoice:
     """Choose the sink: argument, ``STAGESINK_SINK``, ``artifacts.sink``, else what the surroundings call for.
 
-    ``auto`` takes Azure ML inside its jobs, then MLflow when ``MLFLOW_TRACKING_URI`` is set, then a local folder.
+    ``auto`` takes Azure ML inside its jobs, then what ``MLFLOW_TRACKING_URI`` names, then a local folder. It never puts
+    artifacts elsewhere because a package for that is missing.
 
     Parameters
     ----------
@@ -58,8 +59,6 @@ def choose_sink(config: Config, argument: str | None = None, environ: Mapping[st
     ------
     ConfigError
         The argument is empty.
-    UnknownScheme
-        ``auto`` found Azure ML or MLflow, and no sink for it is installed. It does not put the artifacts elsewhere.
     """
     if argument == "":
         raise ConfigError("The sink is empty.", hint=f"Name one, for example {DEFAULT_SINK}, or leave it out.")
@@ -67,13 +66,7 @@ def choose_sink(config: Config, argument: str | None = None, environ: Mapping[st
     origin = "argument" if argument is not None else config.origin("artifacts.sink")
     if uri != AUTO:
         return SinkChoice(uri, f"set by {origin}")
-    choice = _surroundings(environ)
-    if not is_registered(scheme_of(choice.uri)):
-        raise UnknownScheme(
-            f"The sink 'auto' ({origin}) means {choice.uri!r} here, because {choice.why}; there is no such sink yet.",
-            hint=f"Choose one: set STAGESINK_SINK or artifacts.sink, or pass sink=, for example {DEFAULT_SINK}.",
-        )
-    return choice
+    return _surroundings(environ)
 
 
 def _surroundings(environ: Mapping[str, str]) -> SinkChoice:

@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +22,7 @@ from stagesink.errors import StagesinkError, VerificationError
 
 if TYPE_CHECKING:
     from stagesink.sinks import ArtifactSink
-    from stagesink.sinks.protocol import TrackedSink
+    from stagesink.sinks.protocol import ScratchRunSink, TrackedSink
 
 EPILOG = examples("stagesink doctor", "stagesink doctor --sink s3://bucket/runs --json", "stagesink doctor --sweep")
 
@@ -154,15 +154,30 @@ def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any], swept: l
         steps = _until_failure([("configuration", configure), ("open", connect)])
         if steps[-1].error is not None:
             return steps
-        from stagesink.sinks.protocol import SweepingSink, TrackedSink
+        from stagesink.sinks.protocol import ScratchRunSink, SweepingSink, TrackedSink
 
         store = uploader.sink
+        if isinstance(store, ScratchRunSink):
+            return [*steps, *_probe_in_scratch_run(store)]
         if isinstance(store, TrackedSink) and store.tracks_runs:
             return [*steps, *_probe_in_new_run(store)]
         probe = _probe(store, f"stagesink-doctor-{secrets.token_hex(4)}")
         if swept is not None and probe[-1].error is None and isinstance(store, SweepingSink):
             probe += _until_failure([("sweep", lambda: swept.extend(store.sweep(_UNFINISHED)))])
         return [*steps, *probe]
+
+
+def _probe_in_scratch_run(sink: ScratchRunSink) -> list[Step]:
+    """Probe a sink that makes a run for it, and deletes it afterwards."""
+    runs: list[str] = []
+    with ExitStack() as stack:
+        steps = _until_failure([("start run", lambda: runs.append(stack.enter_context(sink.scratch_run())))])
+        for run_id in runs:
+            try:
+                steps += _probe(sink, run_id)
+            finally:
+                steps += _until_failure([("delete run", stack.close)])
+    return steps
 
 
 def _probe_in_new_run(sink: TrackedSink) -> list[Step]:

@@ -90,6 +90,15 @@ class BatchingSink(ArtifactSink, Protocol):
 
 
 @runtime_checkable
+class ScratchRunSink(ArtifactSink, Protocol):
+    """A sink that can make a run to be tried out in. A capability, not part of the contract."""
+
+    def scratch_run(self) -> AbstractContextManager[str]:
+        """Make a run, yield its id, and delete it at the end of the block."""
+        ...
+
+
+@runtime_checkable
 class TrackedSink(ArtifactSink, Protocol):
     """A sink whose runs are made by a tracking server. A capability, not part of the contract.
 

@@ -7,6 +7,7 @@ Read off the published client, azureml-mlflow 1.60 to 1.62: ``/history/v1.0`` ke
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -97,10 +98,10 @@ class Run:
                 return
             page = answer.get("value")
             if not isinstance(page, list):
-                raise self._no_service(doing)
+                raise _no_service(doing, self._http.name)
             for info in page:
                 if not isinstance(info, Mapping) or not isinstance(info.get("path"), str):
-                    raise self._no_service(doing)
+                    raise _no_service(doing, self._http.name)
                 yield info["path"], self._url(info, doing)
             last, token = token, answer.get("continuationToken") or None
             if token is None:
@@ -134,20 +135,14 @@ class Run:
             raise error
         answer = json_of(response)
         if not answer:
-            raise self._no_service(doing)
+            raise _no_service(doing, self._http.name)
         return answer
 
     def _url(self, info: Mapping[str, Any], doing: str) -> str:
         url = _uri_of(info)
         if url is None:
-            raise self._no_service(doing)
+            raise _no_service(doing, self._http.name)
         return url
-
-    def _no_service(self, doing: str) -> SinkError:
-        return SinkError(
-            f"{doing}: {self._http.name} does not answer as Azure ML does.",
-            hint="Check the address, and what stands between: a proxy's page looks like this.",
-        )
 
 
 def experiment_of(http: HttpClient, workspace: Workspace, run_id: str) -> str:
@@ -162,22 +157,55 @@ def experiment_of(http: HttpClient, workspace: Workspace, run_id: str) -> str:
     """
     key = ArtifactKey(run_id, "any")  # refuses what can be no run id
     doing = f"Run {key.run_id} could not be looked up"
-    base = f"{workspace.service}/mlflow/v1.0/{workspace.path}/api/2.0/mlflow"
-    response = http.request("GET", f"{base}/runs/get?run_id={quote(run_id, safe='')}", doing)
-    error = error_of(response, doing, http.name, missing=RunNotFound)
-    if error is not None:
-        raise error
-    answer: Any = json_of(response)
-    for name in ("run", "info"):
-        answer = answer.get(name) if isinstance(answer, Mapping) else None
-    uri = str(answer.get("artifact_uri")) if isinstance(answer, Mapping) else ""
-    found = _EXPERIMENT.search(uri)
+    tracking = _Tracking(http, workspace)
+    answer = tracking.call("GET", f"runs/get?run_id={quote(run_id, safe='')}", doing)
+    found = _EXPERIMENT.search(tracking.text(answer, doing, "run", "info", "artifact_uri"))
     if found is None:
-        raise SinkError(
-            f"{doing}: {http.name} does not answer as Azure ML does.",
-            hint="Check the address, and what stands between: a proxy's page looks like this.",
-        )
+        raise _no_service(doing, http.name)
     return unquote(found["name"])
+
+
+def new_run(http: HttpClient, workspace: Workspace, experiment: str) -> str:
+    """Make a run in an experiment, which is made too where it is not there, and return its id."""
+    doing = f"No run could be started in {workspace.name}"
+    tracking = _Tracking(http, workspace)
+    try:
+        name = quote(experiment, safe="")
+        answer = tracking.call("GET", f"experiments/get-by-name?experiment_name={name}", doing)
+        experiment_id = tracking.text(answer, doing, "experiment", "experiment_id")
+    except RunNotFound:
+        answer = tracking.call("POST", "experiments/create", doing, {"name": experiment})
+        experiment_id = tracking.text(answer, doing, "experiment_id")
+    wanted = {"experiment_id": experiment_id, "run_name": experiment, "start_time": int(time.time() * 1000)}
+    return tracking.text(tracking.call("POST", "runs/create", doing, wanted), doing, "run", "info", "run_id")
+
+
+def delete_run(http: HttpClient, workspace: Workspace, run_id: str) -> None:
+    """Delete a run, as MLflow does."""
+    _Tracking(http, workspace).call("POST", "runs/delete", f"Run {run_id} could not be deleted", {"run_id": run_id})
+
+
+class _Tracking:
+    """MLflow's REST API, as the workspace speaks it."""
+
+    def __init__(self, http: HttpClient, workspace: Workspace) -> None:
+        self._http = http
+        self._base = f"{workspace.service}/mlflow/v1.0/{workspace.path}/api/2.0/mlflow"
+
+    def call(self, method: str, call: str, doing: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        response = self._http.request(method, f"{self._base}/{call}", doing, json=body)
+        error = error_of(response, doing, self._http.name, missing=RunNotFound)
+        if error is not None:
+            raise error
+        return json_of(response)
+
+    def text(self, answer: object, doing: str, *names: str) -> str:
+        """Return what an answer holds under these names, one inside the other."""
+        for name in names:
+            answer = answer.get(name) if isinstance(answer, Mapping) else None
+        if not isinstance(answer, str):
+            raise _no_service(doing, self._http.name)
+        return answer
 
 
 def renewed_token(http: HttpClient, workspace: Workspace, experiment: str, run_id: str, token: str) -> str | None:
@@ -240,6 +268,13 @@ def error_of(
     if missing is RunNotFound:
         return RunNotFound(message, hint="Check the run id, and that it is a run of this workspace.")
     return missing(message)
+
+
+def _no_service(doing: str, name: str) -> SinkError:
+    return SinkError(
+        f"{doing}: {name} does not answer as Azure ML does.",
+        hint="Check the address, and what stands between: a proxy's page looks like this.",
+    )
 
 
 def _uri_of(info: Any) -> str | None:

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -21,10 +21,11 @@ from stagesink.sinks.azureml.auth import Credential, Tokens
 from stagesink.sinks.azureml.blobs import Blobs
 from stagesink.sinks.azureml.datastore import DatastoreSink
 from stagesink.sinks.azureml.registrar import Registrar
-from stagesink.sinks.azureml.service import Run, experiment_of, renewed_token
+from stagesink.sinks.azureml.service import Run, delete_run, experiment_of, new_run, renewed_token
 from stagesink.sinks.azureml.signed import SignedUrl
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
 
+_SCRATCH = "stagesink-doctor"  # the experiment of runs for a trial
 _LOOKED_AT = 32  # blobs at once, when a run is listed
 
 
@@ -132,6 +133,17 @@ class AzureMLSink:
         """Let go of this process's connections."""
         self._http.close()
         self._blob_http.close()
+
+    @contextmanager
+    def scratch_run(self) -> Iterator[str]:
+        """Make a run for a trial, in the job's experiment or one of its own; it is deleted at the end of the block."""
+        experiment = next((name for _, name in self._address.experiments), _SCRATCH)
+        run_id = new_run(self._http, self._address.workspace, experiment)
+        try:
+            yield run_id
+        finally:
+            self._runs.pop(run_id, None)
+            delete_run(self._http, self._address.workspace, run_id)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 

@@ -128,8 +128,12 @@ def client_of(address: Address, secrets: frozenset[str]) -> Any:
             f"{address.shown} is reached through mlflow's own client, which is not installed.",
             hint="pip install 'stagesink[mlflow]'",
         ) from error
-    with translating(f"{address.shown} could not be opened", secrets=secrets):
-        return MlflowClient(tracking_uri=address.tracking_uri)
+    try:
+        with translating(f"{address.shown} could not be opened", secrets=secrets):
+            return MlflowClient(tracking_uri=address.tracking_uri)
+    except SinkError as error:
+        error.hint = "Check the address. MLflow needs a plug-in for some, such as azureml-mlflow for azureml://."
+        raise
 
 
 def _living(run_id: str, lifecycle_stage: str, root: str) -> str:
