@@ -140,7 +140,7 @@ def test_upload_ls_verify_restore(run_id: str, output: Path, tmp_path: Path) -> 
     command("verify")
     command("restore", "checkpoint", "--to", tmp_path / "restored")
     for name in ("model.bin", "states/optimizer.bin", "states/empty"):
-        assert sha256(tmp_path / "restored" / name) == sha256(output / "checkpoint" / name)
+        assert sha256(tmp_path / "restored" / "checkpoint" / name) == sha256(output / "checkpoint" / name)
 
 
 def test_doctor_probes_in_a_run_that_it_deletes(azureml_service: FakeAzureML, run_id: str) -> None:
