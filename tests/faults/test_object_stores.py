@@ -139,6 +139,7 @@ class Case:
 
 
 CASES = {
+    "301": Case(Answer(301, headers={"x-amz-bucket-region": "eu-west-1"}), SinkError, "AWS_DEFAULT_REGION=eu-west-1"),
     "401": Case(Answer(401), SinkAuthError, "Check the credentials"),
     "403": Case(Answer(403), SinkAuthError, "Check the credentials"),
     "403 of a firewall": Case(Answer(403, body=xml("AuthorizationFailure")), SinkAuthError, "firewall"),
