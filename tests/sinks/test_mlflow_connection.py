@@ -18,6 +18,7 @@ from stagesink.sinks.mlflow import connection
 from stagesink.sinks.mlflow.address import Address
 
 HOST = Address("http://host:5000")
+TLS_HOST = Address("https://host:5000")
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def test_the_limit_is_mlflows():
 
 def test_tls_is_checked_unless_it_is_said_otherwise():
     def mode(environ: dict[str, str]) -> tuple[bool, ssl.VerifyMode]:
-        context = connection.pool_manager(HOST, environ).connection_pool_kw["ssl_context"]
+        context = connection.pool_manager(TLS_HOST, environ).connection_pool_kw["ssl_context"]
         return context.check_hostname, context.verify_mode
 
     assert mode({}) == (True, ssl.CERT_REQUIRED)
@@ -122,13 +123,13 @@ def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path, variable, co
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError, match=f"{variable} names no certificate that can be read"):
-        connection.pool_manager(HOST, {variable: str(path)})
+        connection.pool_manager(TLS_HOST, {variable: str(path)})
 
 
 def test_an_authority_and_no_check_contradict_each_other():
     environ = {"MLFLOW_TRACKING_SERVER_CERT_PATH": "x", "MLFLOW_TRACKING_INSECURE_TLS": "1"}
     with pytest.raises(ConfigError, match="contradict each other"):
-        connection.pool_manager(HOST, environ)
+        connection.pool_manager(TLS_HOST, environ)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_a_proxys_login_is_sent_as_a_header(monkeypatch):
 
 def test_what_is_secret_is_known():
     environ = {"MLFLOW_TRACKING_TOKEN": "t0ken"}
-    assert connection.secrets(HOST, environ) >= {"t0ken"}
+    assert connection.secrets(TLS_HOST, environ) >= {"t0ken"}
     both = connection.secrets(Address("http://me:p%2F55@host"), {})
     assert both >= {"p%2F55", "p/55", basic("me:p/55").removeprefix("Basic ")}
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import ssl
+from functools import cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -24,7 +25,9 @@ _SIGNED = re.compile(r"\?.*(signature|sig)=", re.IGNORECASE)
 _SENT_AT_ONCE = 1 << 18  # bytes; urllib3's own 16 KiB cost a system call each
 
 
-def pool_manager(url: str, *, seconds: float = SECONDS, context: ssl.SSLContext | None = None) -> urllib3.PoolManager:
+def pool_manager(
+    url: str, *, seconds: float = SECONDS, context: ssl.SSLContext | None = None, authorities: tuple[str, ...] = ()
+) -> urllib3.PoolManager:
     """Make connections: kept alive, as many as there may be workers, without retries and redirects of their own.
 
     Parameters
@@ -34,7 +37,9 @@ def pool_manager(url: str, *, seconds: float = SECONDS, context: ssl.SSLContext 
     seconds : float
         How long one answer may take.
     context : ssl.SSLContext, optional
-        What is trusted; default :func:`default_context`.
+        What is trusted. Default: what :func:`default_context` trusts, read once in a process.
+    authorities : tuple of str
+        Files of certificates to trust besides, without ``context``.
 
     Raises
     ------
@@ -47,8 +52,12 @@ def pool_manager(url: str, *, seconds: float = SECONDS, context: ssl.SSLContext 
         "retries": False,
         "timeout": urllib3.Timeout(connect=min(seconds, _CONNECT_SECONDS), read=seconds),
         "blocksize": _SENT_AT_ONCE,
-        "ssl_context": context or default_context(),
     }
+    if context is None and not url.startswith("http://"):  # reading the authorities takes a tenth of a second
+        bundle, system = os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("SSL_CERT_FILE")
+        context = _shared_context(bundle, system, authorities)
+    if context is not None:
+        settings["ssl_context"] = context
     proxy = _proxy_for(url)
     if proxy is None:
         return urllib3.PoolManager(**settings)
@@ -109,6 +118,15 @@ def default_context() -> ssl.SSLContext:
             return context
         bundle = certifi.where()
     context.load_verify_locations(bundle)
+    return context
+
+
+@cache
+def _shared_context(bundle: str | None, system: str | None, authorities: tuple[str, ...]) -> ssl.SSLContext:
+    """Make the context once for all connections that trust the same; the variables are here to be told apart by."""
+    context = default_context()
+    for authority in authorities:
+        context.load_verify_locations(authority)
     return context
 
 

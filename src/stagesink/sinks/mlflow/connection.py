@@ -89,13 +89,15 @@ def pool_manager(address: Address, environ: Mapping[str, str] = os.environ) -> P
     MissingExtra
         The proxy speaks SOCKS and PySocks is not installed.
     """
-    return pools.pool_manager(address.server, seconds=seconds(environ), context=_ssl_context(environ))
+    context = _ssl_context(environ) if address.server.startswith("https:") else None
+    return pools.pool_manager(address.server, seconds=seconds(environ), context=context)
 
 
 def presigned_pool() -> pools.PoolsByHost:
     """Make the connections to stores that the server sends us to. They carry no credentials: the URL is signed."""
-    context = pools.default_context()
+    context = None
     if _is_true("MLFLOW_S3_IGNORE_TLS", os.environ):
+        context = pools.default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return pools.PoolsByHost(seconds=seconds(), context=context)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from stagesink.sinks._http.client import HttpClient
-from stagesink.sinks._http.pools import default_context, pool_manager
+from stagesink.sinks._http.pools import pool_manager
 from stagesink.sinks._http.status import retry_after_seconds
 from stagesink.sinks.obstore.settings import Settings
 
@@ -132,7 +131,6 @@ class Look:
         return str(obstore.sign(self._store, method, name, _SIGNED_FOR))
 
     def _connect(self) -> PoolManager:
-        context: ssl.SSLContext = default_context()
-        for authority in self._settings.authorities:
-            context.load_verify_locations(authority)
-        return pool_manager(self._settings.endpoint, seconds=min(_SECONDS, self._settings.seconds[1]), context=context)
+        settings = self._settings
+        seconds = min(_SECONDS, settings.seconds[1])
+        return pool_manager(settings.endpoint, seconds=seconds, authorities=tuple(settings.authorities))
