@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 from stagesink.errors import SourceChanged
@@ -14,6 +16,7 @@ from stagesink.streams import filler
 
 T = TypeVar("T")
 
+_SMALL = 1 << 20  # bytes
 _AT_ONCE = 4  # parts of one object
 _BUFFERS = 8  # parts of all objects together, which bounds the memory
 
@@ -25,13 +28,13 @@ class PartSender:
         self._semaphores: dict[int, threading.Semaphore] = {}
 
     def send(
-        self, pieces: Iterator[bytearray], put: Callable[[int, bytearray], T], on_bytes: OnBytes | None = None
+        self, pieces: Iterator[memoryview], put: Callable[[int, memoryview], T], on_bytes: OnBytes | None = None
     ) -> list[T]:
         """Send every piece, some at once, and return what was said of each, in order.
 
         Parameters
         ----------
-        pieces : iterator of bytearray
+        pieces : iterator of memoryview
             Asked for the next only when there is room for it.
         put : callable
             Sends the piece of a number, counted from 0. What it raises ends the sending and is raised here.
@@ -40,7 +43,7 @@ class PartSender:
         futures: list[Future[T]] = []
         window, buffers = threading.Semaphore(_AT_ONCE), self._buffers
 
-        def send(number: int, piece: bytearray) -> T:
+        def send(number: int, piece: memoryview) -> T:
             try:
                 return put(number, piece)
             finally:
@@ -74,7 +77,7 @@ class PartSender:
         return self._semaphores.setdefault(os.getpid(), threading.Semaphore(_BUFFERS))
 
 
-def cut(stream: BinaryIO, size: int | None, part_bytes: int) -> Iterator[bytearray]:
+def cut(stream: BinaryIO, size: int | None, part_bytes: int) -> Iterator[memoryview]:
     """Cut a stream into parts; of a known size, the last comes only when it is sure that all are there.
 
     Raises
@@ -83,23 +86,28 @@ def cut(stream: BinaryIO, size: int | None, part_bytes: int) -> Iterator[bytearr
         The stream holds more or fewer bytes than ``size``.
     """
     if size is None:
-        while piece := read(stream, part_bytes):
-            yield piece
+        # No name in here keeps a part that was handed on: its memory would wait for the next one.
+        yield from iter(partial(read, stream, part_bytes), b"")
         return
     for start in range(0, size, part_bytes):
-        wanted = min(part_bytes, size - start)
-        piece = read(stream, wanted)
-        if len(piece) < wanted or (start + wanted == size and stream.read(1)):
-            raise SourceChanged(f"The source does not hold the {size} bytes it had when it was opened.")
-        yield piece
+        yield _exactly(stream, min(part_bytes, size - start), last=start + part_bytes >= size)
 
 
-def read(stream: BinaryIO, size: int) -> bytearray:
-    """Read up to ``size`` bytes; fewer only at the end."""
-    piece = bytearray(size)
-    view, fill, count = memoryview(piece), filler(stream), 0
-    while count < size and (more := fill(view[count:])):
-        count += more
-    view.release()
-    del piece[count:]
+def _exactly(stream: BinaryIO, size: int, *, last: bool) -> memoryview:
+    piece = read(stream, size)
+    if len(piece) < size or (last and stream.read(1)):
+        raise SourceChanged("The source does not hold as many bytes as it had when it was opened.")
     return piece
+
+
+def read(stream: BinaryIO, size: int) -> memoryview:
+    """Read up to ``size`` bytes; fewer only at the end.
+
+    Large pieces are memory straight from the system, and go back to it: from the heap, which has a region for each
+    thread, twice as much would stay behind.
+    """
+    piece = memoryview(mmap.mmap(-1, size) if size > _SMALL else bytearray(size))
+    fill, count = filler(stream), 0
+    while count < size and (more := fill(piece[count:])):
+        count += more
+    return piece[:count]

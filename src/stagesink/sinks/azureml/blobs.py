@@ -143,7 +143,7 @@ class Blobs:
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def _put_whole(
-        self, url: SignedUrl, data: bytearray, doing: str, on_bytes: OnBytes | None
+        self, url: SignedUrl, data: memoryview, doing: str, on_bytes: OnBytes | None
     ) -> tuple[int, dict[str, str]]:
         if on_bytes is not None and data:
             on_bytes(len(data))  # before they go: whoever is told may stop it
@@ -152,23 +152,22 @@ class Blobs:
         self._check(response, doing, 201)
         return len(data), _digests(response)
 
-    def _put_blocks(self, url: SignedUrl, pieces: Iterator[bytearray], doing: str, on_bytes: OnBytes | None) -> None:
+    def _put_blocks(self, url: SignedUrl, pieces: Iterator[memoryview], doing: str, on_bytes: OnBytes | None) -> None:
         whole = hashlib.md5(usedforsecurity=False)
         # Names of this upload alone, all of one length: two writers of one blob must not take each other's blocks.
         upload = uuid.uuid4().hex
 
-        def summed() -> Iterator[bytearray]:
-            for piece in pieces:
-                whole.update(piece)
-                yield piece
+        def summed(piece: memoryview) -> memoryview:
+            whole.update(piece)
+            return piece
 
-        def put(number: int, piece: bytearray) -> str:
+        def put(number: int, piece: memoryview) -> str:
             name = base64.b64encode(f"{upload}{number:016d}".encode()).decode()
             query = f"comp=block&blockid={quote(name, safe='')}"
             self._check(self._request(url, "PUT", doing, query, body=piece, headers=_sum(piece)), doing, 201)
             return name
 
-        names = self._parts.send(summed(), put, on_bytes)
+        names = self._parts.send(map(summed, pieces), put, on_bytes)
         body = "<?xml version='1.0' encoding='utf-8'?><BlockList>"
         body += "".join(f"<Latest>{name}</Latest>" for name in names) + "</BlockList>"
         md5 = base64.b64encode(whole.digest()).decode()
@@ -199,7 +198,7 @@ class Blobs:
         doing: str,
         query: str = "",
         *,
-        body: bytes | bytearray | None = None,
+        body: bytes | memoryview | None = None,
         headers: Mapping[str, str] | None = None,
         stream: bool = False,
     ) -> BaseHTTPResponse:
@@ -285,13 +284,12 @@ class _Reader(io.RawIOBase):
         self._left = min(_WINDOW, self._size - self._at)
 
 
-def _rest(first: bytearray, stream: BinaryIO) -> Iterator[bytearray]:
-    first += read(stream, _BLOCK - len(first))
-    yield first
+def _rest(first: memoryview, stream: BinaryIO) -> Iterator[memoryview]:
+    yield memoryview(b"".join((first, read(stream, _BLOCK - len(first)))))
     yield from cut(stream, None, _BLOCK)
 
 
-def _sum(data: bytes | bytearray) -> dict[str, str]:
+def _sum(data: bytes | memoryview) -> dict[str, str]:
     return {"Content-MD5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()}
 
 

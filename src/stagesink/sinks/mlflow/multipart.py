@@ -84,7 +84,7 @@ class Multipart:
                 with suppress(SinkError):  # the error that made it necessary is the one to report
                     self._call("abort", path, f"{doing}, nor taken back", upload_id=upload_id)
 
-    def _send_one(self, piece: bytearray, url: dict[str, Any], doing: str) -> dict[str, Any]:
+    def _send_one(self, piece: memoryview, url: dict[str, Any], doing: str) -> dict[str, Any]:
         headers = {**(url.get("headers") or {}), "Content-Length": str(len(piece))}
         try:
             response = self._store.request("PUT", str(url.get("url")), doing, body=[piece], headers=headers)
