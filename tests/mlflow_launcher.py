@@ -11,9 +11,11 @@ the servers and this process end.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import random
 import runpy
 import selectors
 import shutil
@@ -165,9 +167,12 @@ def _log_to(path: Path) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Below those that outgoing connections are given: the server takes seconds to start on it."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def _answers(process: int, port: int) -> bool:
