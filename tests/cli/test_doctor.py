@@ -81,8 +81,9 @@ def test_the_step_that_fails_is_named_and_the_probe_removed(fault, failing):
     assert sink._store.objects == {}
 
 
-def test_sweep_aborts_what_killed_processes_left(run, moto, bucket, monkeypatch):
-    options = moto.options()
+def test_sweep_aborts_what_killed_processes_left(run, moto, monkeypatch):
+    options, bucket = moto.options(), "doctor"
+    moto.boto3().create_bucket(Bucket=bucket)
     for name, value in {
         "AWS_ACCESS_KEY_ID": options["key"],
         "AWS_SECRET_ACCESS_KEY": options["secret"],

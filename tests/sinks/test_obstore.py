@@ -313,6 +313,8 @@ def test_what_killed_processes_left_is_swept(moto: S3Server, bucket: str, sink: 
     assert sink.sweep(timedelta(days=1)) == [f"s3://{bucket}/{name}"]
     assert unfinished(moto, bucket, sink) == [name.replace("/run/", "-theirs/run/")]
     assert sink.stat(KEY) == kept
+    assert isinstance(theirs, SweepingSink)
+    assert len(theirs.sweep(timedelta(days=1))) == 1
 
 
 def test_azure_has_nothing_to_sweep(azurite: Azurite) -> None:
