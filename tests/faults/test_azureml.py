@@ -443,17 +443,19 @@ def test_urls_that_give_no_access(
     refused(job, file, caplog)
 
 
-def test_a_url_for_another_container(job: Job, file: Path) -> None:
+def test_a_url_for_another_container(job: Job, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The signature is good, for another place."""
-    mine, other = job.key("metrics.json"), ArtifactKey(job.service.new_run(), "metrics.json")
-    url = job.service.blobs.write_url("azureml", f"ExperimentRun/dcid.{other.run_id}/x")
-    place, _, signature = url.partition("?")
-    elsewhere = place.replace(f"dcid.{other.run_id}/x", f"dcid.{mine.run_id}/{mine.path}")
-    answer = {"artifactContentInformation": {mine.path: {"contentUri": f"{elsewhere}?{signature}"}}, "artifacts": {}}
-    job.lines.front.plan(Answer(200, body=json.dumps(answer).encode()), method="POST")
-    job.service.faults.answer(404, call="write")
-    assert isinstance(failure(job, file), TransientSinkError | SinkAuthError)
-    assert job.sink.stat(mine) is None
+    job.service.blobs.create_container("elsewhere")
+    url = job.service.blobs.write_url("azureml", f"ExperimentRun/dcid.{job.run_id}/metrics.json")
+    content = {"contentUri": url.replace("/azureml/", "/elsewhere/")}
+    for _ in range(2):
+        registered = json.dumps({"artifacts": {}, "artifactContentInformation": {"metrics.json": content}}).encode()
+        job.lines.front.plan(Answer(200, body=registered), method="POST")
+        job.lines.front.plan(Answer(200, body=json.dumps(content).encode()), method="GET", path="/write?")
+    error = failure(job, file)
+    assert type(error) is SinkAuthError
+    assert "answered 403" in str(error)
+    refused(job, file, caplog)
 
 
 # -- runs, leases, servers ---------------------------------------------------------------------------------------------

@@ -63,8 +63,11 @@ def test_the_service_is_asked_once(job: Job) -> None:
 def test_it_is_asked_again_before_the_signature_ends(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = opened("azureml://datastores/workspaceblobstore/paths/again")
     sink.put(KEY, MemorySource(b"x"))
-    now = time.time
-    monkeypatch.setattr(datastore.time, "time", lambda: now() + 3400)  # of an hour
+    steady = time.monotonic
+    monkeypatch.setattr(datastore.time, "monotonic", lambda: steady() + 3200)  # of an hour
+    sink.stat(KEY)
+    assert job.service.calls.count("datastore") == 1
+    monkeypatch.setattr(datastore.time, "monotonic", lambda: steady() + 3400)
     sink.stat(KEY)
     assert job.service.calls.count("datastore") == 2
     sink.close()

@@ -17,7 +17,8 @@ from stagesink.sinks.azureml.signed import expiry
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.sinks.registry import open_sink
 
-_MARGIN = 300.0  # seconds: a large object must land before its signature ends
+_MARGIN = 300.0  # seconds before its end, or half of a shorter time: a large object must land before
+_LEAST = 10.0  # seconds: what has ended when it comes does so by this machine's clock alone
 
 
 class DatastoreSink:
@@ -95,7 +96,7 @@ class DatastoreSink:
 
     def _inner(self) -> ArtifactSink:
         opened = self._opened  # two threads may both ask: either answer serves
-        if opened is None or (opened[1] is not None and opened[1] < time.time() + _MARGIN):
+        if opened is None or (opened[1] is not None and opened[1] <= time.monotonic()):
             opened = self._opened = self._open()
         return opened[0]
 
@@ -105,7 +106,11 @@ class DatastoreSink:
         sas = section.get("sasToken")
         given = {name: value for name, value in self._options.items() if name != "credential"}  # that is the service's
         sink = open_sink(f"az://{section['containerName']}{path}", storage_options={**_options(section), **given})
-        return sink, expiry(f"?{sas.lstrip('?')}") if isinstance(sas, str) else None
+        ends = expiry(f"?{sas.lstrip('?')}") if isinstance(sas, str) else None
+        if ends is None:
+            return sink, None
+        left = ends - time.time()
+        return sink, time.monotonic() + max(left - _MARGIN, left / 2, _LEAST)
 
 
 def _section(http: HttpClient, workspace: Workspace, name: str) -> Mapping[str, Any]:
