@@ -1,12 +1,10 @@
-"""One class per way to commit: at once (S3), whole in one step (memory), by rename (a folder, FTP)."""
+"""Stores on servers: those that commit at once (S3, Azure), and one that renames (FTP)."""
 
 from __future__ import annotations
 
 import gc
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -66,21 +64,6 @@ class TestAzure(SinkConformance):
         return FsspecSink("az://stagesink", {"connection_string": there.connection_string})
 
 
-class TestFsspecMemory(SinkConformance):
-    exemptions: ClassVar = {8: "what is kept in memory takes memory"}
-    shared_between_processes = False
-
-    @pytest.fixture
-    def sink(self) -> FsspecSink:
-        return FsspecSink(f"memory://{uuid.uuid4().hex}")
-
-
-class TestFsspecLocal(SinkConformance):
-    @pytest.fixture
-    def sink(self, tmp_path: Path) -> FsspecSink:
-        return FsspecSink(f"local://{tmp_path}/store")
-
-
 # fsspec's FTP client opens a new connection after a read that was broken off, and leaves the old one to the collector.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 class TestFtp(SinkConformance):
@@ -99,11 +82,6 @@ class TestFtp(SinkConformance):
     def _collected_here(self) -> Iterator[None]:
         yield
         gc.collect()  # what is left must not be found in another test
-
-
-def test_any_order_of_operations_agrees_with_a_dict_in_a_folder(tmp_path: Path) -> None:
-    sink = FsspecSink(f"local://{tmp_path}")
-    check_against_dict(lambda: sink)
 
 
 def test_any_order_of_operations_agrees_with_a_dict_on_s3(moto: S3Server, bucket: str) -> None:
