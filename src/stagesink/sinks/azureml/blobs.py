@@ -272,7 +272,8 @@ class _Reader(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        if not self.closed:
+        # Without a response it was never opened: the interpreter closes what is left of it.
+        if not self.closed and hasattr(self, "_response"):
             if self._left:
                 self._response.close()  # the rest of the window is still on its way on this connection
             self._response.release_conn()
