@@ -47,7 +47,7 @@ class DatastoreSink:
         reopen: Callable[[Address, dict[str, Any]], ArtifactSink],
     ) -> None:
         if address.datastore is None:
-            raise ConfigError("The URI names no datastore.")
+            raise ConfigError("The URI names no datastore.", hint="Write azureml://.../datastores/<name>/paths/<path>.")
         self._address = address
         self._datastore: Datastore = address.datastore
         self._http = http

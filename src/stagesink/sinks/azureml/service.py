@@ -107,7 +107,10 @@ class Run:
             if token is None:
                 return
             if token == last:
-                raise SinkError(f"{doing}: {self._http.name} gives the same page again and again.")
+                raise SinkError(
+                    f"{doing}: {self._http.name} gives the same page again and again.",
+                    hint="Try again later; if it stays so, the service is at fault.",
+                )
 
     def forget(self, path: str) -> None:
         """Remove the path, and what the service can reach of its blob; silent where it is not registered."""
