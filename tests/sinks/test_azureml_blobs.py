@@ -167,27 +167,6 @@ def test_a_source_that_is_not_as_long_as_it_said(job: Job, size: int, change: in
     assert job.sink.stat(job.key()) is None
 
 
-def test_no_more_than_four_parts_of_one_object_are_on_their_way(job: Job) -> None:
-    at_once = most = 0
-    forward = job.lines.store._forward
-
-    def counting(line: bytes, headers: dict[str, str], body: bytes) -> bytes:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        try:
-            return forward(line, headers, body)
-        finally:
-            at_once -= 1
-
-    job.lines.store._forward = counting  # type: ignore[method-assign]
-    try:
-        job.sink.put(job.key(), GeneratedSource(6 * BLOCK))
-    finally:
-        del job.lines.store._forward
-    assert most <= 4
-
-
 # -- URLs that end -----------------------------------------------------------------------------------------------------
 
 
