@@ -283,7 +283,8 @@ def test_no_proxy_holds_for_the_hosts_of_blobs(job: Job, monkeypatch: pytest.Mon
     """The proxy leads nowhere: whoever takes it fails."""
     from stagesink.errors import TransientSinkError
 
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("http_proxy", "https_proxy"):  # whatever the scheme of what might stand for the blobs' host
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     job.sink.put(job.key(), MemorySource(b"x"))
     monkeypatch.setenv("no_proxy", "blob.core.windows.net")
