@@ -23,6 +23,7 @@ demo: ## Run the real pipeline: every artifact lands, is verified, listed and re
 	@$(DEV) run demo stagesink demo $(ARGS)
 
 bench: ## Measure stagesink beside its peers on the same bytes
+	@$(DEV) node
 	@$(DEV) run bench python benchmarks/run.py $(ARGS)
 
 tox: ## The whole matrix: every Python at hand, with each kind of server

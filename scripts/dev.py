@@ -38,7 +38,7 @@ OLDEST_UV = (0, 8)
 ENVIRONMENTS = {
     "tox": ["--group", "tox"],
     "demo": ["--editable", ".[demo,fast]"],
-    "bench": ["--editable", ".[fast,s3,mlflow]", "--group", "bench"],
+    "bench": ["--editable", ".[fast,s3,az,azureml,mlflow]", "--group", "bench"],
 }
 
 # uv reads none of pip's settings, and a machine behind a mirror has only those.
@@ -123,7 +123,7 @@ def node() -> None:
     """Install what tests/node/package-lock.json names. Without Node.js say what it means; in CI that is an error."""
     folder = ROOT / "tests/node"
     stamp = folder / "node_modules/.stamp"
-    if os.environ.get("STAGESINK_AZURITE"):
+    if os.environ.get("AZURITE_BLOB"):
         return
     npm = shutil.which("npm")
     if npm is None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-COMMAND_VARIABLE = "STAGESINK_AZURITE"
+COMMAND_VARIABLE = "AZURITE_BLOB"
 """Environment variable that names Azurite's blob server where ``azurite-blob`` is not on PATH."""
 
 _START_SECONDS = 60.0
@@ -67,7 +67,7 @@ def start_azurite(
     folder : Path
         Gets its log, ``azurite.log``, and what it keeps.
     command : sequence of str, optional
-        Azurite's blob server. Default: ``STAGESINK_AZURITE``, else ``azurite-blob`` from PATH
+        Azurite's blob server. Default: ``AZURITE_BLOB``, else ``azurite-blob`` from PATH
         (``npm install -g azurite``).
     port : int, optional
         Default: a free one.
