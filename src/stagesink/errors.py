@@ -129,6 +129,18 @@ class UnknownScheme(StagesinkError):
     """No sink is registered for this URI."""
 
 
+class OutboxError(StagesinkError):
+    """The outbox, where uploads wait that cannot land, cannot be used."""
+
+    default_hint = "Check its disk and folder, or name another in artifacts.outbox.path (STAGESINK_OUTBOX_PATH)."
+
+
+class OutboxFull(OutboxError):
+    """The outbox has no room for this."""
+
+    default_hint = "Free some space, raise artifacts.outbox.max_bytes, or upload what waits: stagesink sync."
+
+
 # -- what a backend did ------------------------------------------------------------------------------------------------
 
 

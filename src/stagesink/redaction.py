@@ -42,6 +42,11 @@ def without_secrets(uri: str) -> str:
     return f"{scheme}://{shown}" + ("" if bare == rest else "?***")
 
 
+def bare_uri(uri: str) -> str:
+    """Return the URI fit for the disk: the same store, whoever asks it; login and query come from elsewhere."""
+    return without_secrets(uri).replace("://***@", "://", 1).removesuffix("?***")
+
+
 def secrets_of(uri: str, options: Mapping[str, Any]) -> frozenset[str]:
     """Collect what must not be shown.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stagesink.archive import ARCHIVE_SUFFIXES
@@ -16,6 +16,9 @@ from stagesink.artifacts import ArtifactKey
 from stagesink.errors import ConfigError
 
 SlotKind = Literal["file", "tree", "archive"]
+OnFailure = Literal["keep", "warn", "raise"]
+
+DEFAULT_PRIORITY = 5
 
 OWN_NAME = "{name}"
 """Stands in a destination for the uploaded file's own name."""
@@ -41,6 +44,10 @@ class Slot:
     destination : str
         Path inside the run; ``{name}`` stands for the file's own name.
     kind : {"file", "tree", "archive"}
+    priority : int
+        When time is short the smaller number goes first: what is small and valuable.
+    on_failure : {"keep", "warn", "raise"} or None
+        What a failed upload means here; None for as the stage or ``artifacts.on_failure`` says.
 
     Raises
     ------
@@ -55,6 +62,8 @@ class Slot:
     switch: str
     destination: str
     kind: SlotKind
+    priority: int = DEFAULT_PRIORITY
+    on_failure: OnFailure | None = None
 
     def __post_init__(self) -> None:
         _check_name("Slot", self.name)
@@ -94,6 +103,13 @@ class Slot:
 class Stage:
     """A stage and its slots.
 
+    Parameters
+    ----------
+    name : str
+    slots : tuple of Slot
+    on_failure : {"keep", "warn", "raise"} or None
+        As :class:`Slot` has it, for all of them.
+
     Raises
     ------
     ConfigError
@@ -102,6 +118,7 @@ class Stage:
 
     name: str
     slots: tuple[Slot, ...]
+    on_failure: OnFailure | None = None
 
     def __post_init__(self) -> None:
         _check_name("Stage", self.name)
@@ -122,8 +139,8 @@ class Stage:
     def with_slot(self, slot: Slot) -> Stage:
         """Return a stage with this slot, in the place of the one of the same name if there is one."""
         if self.slot(slot.name) is None:
-            return Stage(self.name, (*self.slots, slot))
-        return Stage(self.name, tuple(slot if each.name == slot.name else each for each in self.slots))
+            return replace(self, slots=(*self.slots, slot))
+        return replace(self, slots=tuple(slot if each.name == slot.name else each for each in self.slots))
 
     @property
     def switches(self) -> tuple[str, ...]:
@@ -183,19 +200,19 @@ STAGES = StageTable(
         Stage(
             "training",
             (
-                Slot("checkpoint", "log_checkpoint", "checkpoint", "tree"),
-                Slot("metrics_json", "log_metrics_json", "metrics.json", "file"),
+                Slot("checkpoint", "log_checkpoint", "checkpoint", "tree", priority=9),
+                Slot("metrics_json", "log_metrics_json", "metrics.json", "file", priority=1),
             ),
         ),
         Stage(
             "conversion",
             (
                 Slot("onnx_model", "log_onnx_model", "onnx_model/{name}", "file"),
-                Slot("conversion_log", "log_conversion_log", "conversion_log.txt", "file"),
+                Slot("conversion_log", "log_conversion_log", "conversion_log.txt", "file", priority=1),
             ),
         ),
-        Stage("benchmark", (Slot("benchmark_json", "log_artifacts", "benchmark_results.json", "file"),)),
-        Stage("hpo", (Slot("checkpoint", "log_checkpoint", "best_trial_checkpoint.tar.gz", "archive"),)),
+        Stage("benchmark", (Slot("benchmark_json", "log_artifacts", "benchmark_results.json", "file", priority=1),)),
+        Stage("hpo", (Slot("checkpoint", "log_checkpoint", "best_trial_checkpoint.tar.gz", "archive", priority=9),)),
     )
 )
 """The stages every installation knows."""

@@ -6,18 +6,21 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePath
 from types import NoneType, TracebackType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
 from stagesink.destination import AUTO, choose_sink
 from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
+from stagesink.keeping import Keeper, can_wait, kept_receipts
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
@@ -25,6 +28,7 @@ from stagesink.runs import find_run, named_run
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.sinks.registry import scheme_of
+from stagesink.stages import OnFailure
 from stagesink.transfer import (
     Plan,
     ProgressCallback,
@@ -62,8 +66,12 @@ class ArtifactUploader:
         Folder that holds ``mlflow.yaml``. Read once, at the first upload.
     sink : str, path or ArtifactSink, optional
         Where to: a URI, a folder, or an open sink, which stays open. Default: the configured one.
-    on_failure : {"warn", "raise"}, optional
-        ``raise`` lets the typed error through.
+    on_failure : {"keep", "warn", "raise"}, optional
+        ``keep``, the default, keeps what could not land in the outbox, for ``stagesink sync``; ``raise`` lets the typed
+        error through.
+    background : bool, optional
+        Return as soon as the bytes are kept on this disk, with True, and upload them in a thread; :attr:`handles` and
+        :meth:`flush` tell what came of it. The process waits for it at its end.
     verify : {"auto", "full", "size", "none"}, optional
         See :class:`stagesink.TransferOptions`.
     workers : int, optional
@@ -83,6 +91,9 @@ class ArtifactUploader:
         What the booleans stand for, one per object, in the order of the calls.
     errors : list of StagesinkError
         Why the ``False`` ones are.
+    handles : list of Future
+        One for each upload in the background: its ``result()`` is a tuple of receipts, or raises why it did not land
+        yet.
 
     Examples
     --------
@@ -98,7 +109,8 @@ class ArtifactUploader:
         config_dir: StrPath | None = None,
         *,
         sink: StrPath | ArtifactSink | None = None,
-        on_failure: Literal["warn", "raise"] | None = None,
+        on_failure: OnFailure | None = None,
+        background: bool | None = None,
         verify: Verify | None = None,
         workers: int | None = None,
         progress: ProgressStyle | ProgressCallback | None = None,
@@ -110,6 +122,7 @@ class ArtifactUploader:
         self.config_dir = config_dir
         self.receipts: list[Receipt] = []
         self.errors: list[StagesinkError] = []
+        self.handles: list[Future[tuple[Receipt, ...]]] = []
         self._given_run_id = run_id
         self._given_sink = os.fspath(sink) if isinstance(sink, os.PathLike) else sink
         self._given_storage_options = storage_options
@@ -117,6 +130,7 @@ class ArtifactUploader:
         self._progress = progress if callable(progress) else None
         self._arguments = {
             "on_failure": on_failure,
+            "background": background,
             "verify": verify,
             "workers": workers,
             "progress": None if callable(progress) else progress,
@@ -140,6 +154,17 @@ class ArtifactUploader:
             sink = self.__dict__.pop("sink")
             with self.guard(f"{sink.uri} was not closed"):
                 sink.close()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait for what this uploader uploads in the background, and tell whether all of it has landed.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; None waits as long as it takes. What has not landed then is still kept, and still on its way.
+        """
+        waited = wait_for(self.handles, timeout)
+        return not waited.not_done and all(handle.exception() is None for handle in waited.done)
 
     @contextmanager
     def guard(self, what: str) -> Iterator[None]:
@@ -325,10 +350,17 @@ class ArtifactUploader:
         if self._given_sink is not None and not isinstance(self._given_sink, str):
             _check_type("sink", self._given_sink, (str, os.PathLike, ArtifactSink))
             return self._given_sink
-        choice = choose_sink(self.config, self._given_sink)
-        return open_sink(
-            choice.uri, storage_options=self._storage_options(choice.uri), engine=self.config.artifacts.engine
-        )
+        return self._opener()
+
+    @property
+    def _opener(self) -> Callable[[], ArtifactSink]:
+        """Opens the chosen sink, as often as it is called, also when this uploader is gone."""
+        uri = choose_sink(self.config, cast("str | None", self._given_sink)).uri
+        return partial(open_sink, uri, storage_options=self._storage_options(uri), engine=self.config.artifacts.engine)
+
+    @cached_property
+    def _keeper(self) -> Keeper:
+        return Keeper(self.config, self.stage)
 
     def _storage_options(self, uri: str) -> Mapping[str, Any]:
         if self._given_storage_options is not None:
@@ -455,30 +487,71 @@ class ArtifactUploader:
     def _upload(self, what: str, make_plans: Callable[[], Plan | Sequence[Plan | None] | None]) -> bool:
         """Plan and send, and turn errors into ``False``; None stands for what is switched off."""
         start = time.monotonic()
+        what = str(what)
+        wanted: list[Plan] = []
         try:
             made = make_plans()
             plans = made if isinstance(made, Sequence) else [made]
             wanted = [plan for plan in plans if plan is not None]
             if not wanted:
                 return False
-            transfer = Transfer(self.sink, self.options, progress=self.progress)
-            receipts = transfer.run(wanted[0]) if len(wanted) == 1 else transfer.run_all(wanted, str(what))
+            settings = self.config.artifacts
+            if settings.mode == "offline" or settings.background:
+                receipts = self._keep_first(wanted)
+            else:
+                receipts = self._send(wanted, what)
         except Exception as error:
-            self._count(error.receipts if isinstance(error, TransferError) else (), start, failed=True)
-            what = str(what)
-            self._failed(f"{what if what.isprintable() else ascii(what)} was not uploaded", error)
+            self._give_up(what if what.isprintable() else ascii(what), wanted, error, start)
             return False
         self._count(receipts, start, failed=False)
         sent = sum(receipt.size for receipt in receipts)
         landed = wanted[0].path if len(wanted) == 1 else what
-        logger.info("%s: %d files, %.1f MB, in %s", landed, len(receipts), sent / 1e6, self.sink.uri)
-        return len(wanted) == len(plans)
+        where = self.sink.uri if receipts[0].status != "kept" else f"the outbox {self._keeper.outbox.path}"
+        logger.info("%s: %d files, %.1f MB, in %s", landed, len(receipts), sent / 1e6, where)
+        return len(wanted) == len(plans) and (receipts[0].status != "kept" or settings.background)
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _send(self, plans: list[Plan], what: str) -> tuple[Receipt, ...]:
+        transfer = Transfer(self.sink, self.options, progress=self.progress)
+        with self._keeper.going_first(plans, self.sink, self.options):
+            return transfer.run(plans[0]) if len(plans) == 1 else transfer.run_all(plans, what)
+
+    def _keep_first(self, plans: list[Plan]) -> tuple[Receipt, ...]:
+        """Keep what is to be uploaded; in the background it is on its way then."""
+        settings = self.config.artifacts
+        if not self._keeper.is_on:
+            raise ConfigError(
+                "Uploading in the background and offline need the outbox, and it is switched off.",
+                hint="Set artifacts.outbox.enabled (STAGESINK_OUTBOX_ENABLED) to true.",
+            )
+        online = settings.mode == "online"
+        entries = self._keeper.keep(plans, self.sink.uri, quick=online)
+        if online:
+            given = self.sink is self._given_sink
+            opener = (lambda: self.sink) if given else self._opener
+            self.handles += self._keeper.upload_later(entries, opener, self.options, closes=not given)
+        return kept_receipts(plans, self.sink.uri)
+
+    def _give_up(self, what: str, plans: list[Plan], error: Exception, start: float) -> None:
+        """Keep what did not land, if it may land later, and say what has become of it."""
+        receipts = error.receipts if isinstance(error, TransferError) else ()
+        said = f"{what} was not uploaded"
+        if plans and can_wait(error) and self._policy(plans[0]) == "keep" and self._keeper.is_on:
+            try:
+                entries = self._keeper.keep(plans, self.sink.uri)
+            except StagesinkError as second:
+                said = f"{said}, and could not be kept ({second})"
+            else:
+                receipts = kept_receipts(plans, self.sink.uri, error)
+                size = sum(entry.size for entry in entries)
+                said = f"{what} is kept in {self._keeper.outbox.path} ({size / 1e6:.1f} MB) for `stagesink sync`"
+        self._count(receipts, start, failed=True)
+        self._failed(said, error, self._policy(plans[0]) if plans else None)
+
+    def _failed(self, what: str, error: Exception, policy: OnFailure | None = None) -> None:
         """Log an error instead of raising it. Only here may a broad ``except`` end."""
         known = error if isinstance(error, StagesinkError) else self._defect(error)
         self.errors.append(known)
-        if not self._raises():
+        if (policy or self._policy()) != "raise":
             # What was not foreseen must not kill the training run either, so its trace is logged.
             logger.error("%s: %s", what, known, exc_info=None if known is error else known.__cause__)
         elif error is known or error is known.__cause__:
@@ -486,11 +559,12 @@ class ArtifactUploader:
         else:
             raise known from None
 
-    def _raises(self) -> bool:
-        if self._on_failure is not None:
-            return self._on_failure == "raise"
-        # A configuration that cannot be read cannot ask for anything.
-        return "config" in self.__dict__ and self.config.artifacts.on_failure == "raise"
+    def _policy(self, plan: Plan | None = None) -> OnFailure:
+        """Return what a failure means here. A configuration that cannot be read cannot ask for anything."""
+        if self._on_failure is not None or "config" not in self.__dict__:
+            return self._on_failure or "warn"
+        slot = None if plan is None else self.config.stages.slot_for(self.stage, plan.path)
+        return self.config.on_failure(self.stage, slot)
 
     def _defect(self, error: Exception) -> StagesinkError:
         """Wrap an error that is none of ours: a defect, here or in a third party's sink."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from stagesink.outbox.settings import OutboxSettings
 from stagesink.redaction import without_secrets
-from stagesink.stages import STAGES, Slot, SlotKind, StageTable
+from stagesink.stages import STAGES, OnFailure, Slot, SlotKind, StageTable
 from stagesink.transfer.options import Verify
 from stagesink.transfer.progress import ProgressStyle
 
-OnFailure = Literal["warn", "raise"]
+Mode = Literal["online", "offline"]
 Pack = Literal["none", "tar.gz", "tar.zst"]
 Engine = Literal["stagesink", "mlflow"]
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 def _setting(default: T, **facts: Any) -> T:
-    """Declare a default with its bounds (``ge``, ``le``), ``unit``, ``variable`` and the values that come ``later``."""
+    """Declare a default with its bounds (``ge``, ``le``), ``unit`` and ``variable``."""
     value: T = field(default=default, metadata=facts)
     return value
 
@@ -68,8 +69,14 @@ class Artifacts:
     ----------
     sink : str
         URI of the sink, or ``auto``. May hold a password, so it is not in the repr.
-    on_failure : {"warn", "raise"}
-        What the facade does when an upload fails: log a line and return False, or raise.
+    on_failure : {"keep", "warn", "raise"}
+        What the facade does when an upload fails: keep it in the outbox, log a line and return False; only log; or
+        raise.
+    mode : {"online", "offline"}
+        ``offline`` asks no server: everything is kept for ``stagesink sync``.
+    background : bool
+        Return once the bytes are kept, and upload them in a thread.
+    outbox : OutboxSettings
     workers : int
         Large objects in flight at once; of small ones as many as get most done, up to 64. 1 means one.
     retries : Retries
@@ -85,9 +92,7 @@ class Artifacts:
     """
 
     sink: str = field(default="auto", repr=False, metadata={"min_length": 1})
-    on_failure: OnFailure = field(
-        default="warn", metadata={"later": {"keep": "needs the outbox, which comes with a later release"}}
-    )
+    on_failure: OnFailure = "keep"
     workers: int = _setting(8, ge=1, le=64)
     retries: Retries = field(default_factory=Retries)
     verify: Verify = "auto"
@@ -96,6 +101,9 @@ class Artifacts:
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     progress: ProgressStyle = "auto"
     engine: Engine = "stagesink"
+    mode: Mode = "online"
+    background: bool = False
+    outbox: OutboxSettings = field(default_factory=OutboxSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,8 @@ class SlotChange:
     destination: str | None = None
     kind: SlotKind | None = None
     switch: str | None = None
+    on_failure: OnFailure | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +183,18 @@ class Config:
                 key = f"tracking.{stage}.{switch}"
                 return f"{key} ({self.origin(key)})"
         return None
+
+    def on_failure(self, stage: str | None, slot: Slot | None = None) -> OnFailure:
+        """Return what a failed upload means: as the slot says, else its stage, else ``artifacts.on_failure``.
+
+        An argument of the caller's stands above all of them.
+        """
+        if self.origin("artifacts.on_failure") != "argument":
+            known = self.stages.get(stage) if stage is not None else None
+            own = (slot and slot.on_failure) or (known and known.on_failure)
+            if own:
+                return own
+        return self.artifacts.on_failure
 
     def _is_on(self, stage: str, switch: str) -> bool:
         return self.tracking.get(stage, {}).get(switch, True)

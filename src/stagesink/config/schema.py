@@ -55,8 +55,6 @@ class Leaf:
         return next((get_args(each) for each in alternatives if get_origin(each) is Literal), ())
 
     def _complaint(self, value: object) -> str:
-        if isinstance(value, str) and value in (later := self.facts.get("later", {})):
-            return f"{value!r} {later[value]}; use {' or '.join(map(repr, self._choices))} until then"
         near = nearest(value, self._choices) if isinstance(value, str) else None
         got = _kind(value) if self.is_mapping else _shown(value)
         return f"expected {self._expected()}, got {got}" + (f"; did you mean {near!r}?" if near else "")

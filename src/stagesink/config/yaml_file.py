@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from stagesink.config.layers import Layers, build, warn_once
 from stagesink.config.model import Artifacts, SlotChange
 from stagesink.config.schema import KeyPath, Leaf, WrongValue, full_schema, nearest, schema_of, suggestion
 from stagesink.errors import ConfigError, StagesinkError
-from stagesink.stages import Slot, Stage
+from stagesink.stages import DEFAULT_PRIORITY, Slot, Stage
 
 MAX_VALUES = 20_000
 """Most values a configuration file may hold, those counted again that an alias repeats."""
@@ -25,7 +26,6 @@ MAX_DEPTH = 50
 
 _SECTIONS = ("artifacts", "tracking")
 _STAGES = ("artifacts", "stages")
-_LATER: dict[KeyPath, str] = {("artifacts", "outbox"): "the outbox comes with a later release, remove it until then"}
 
 _NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
@@ -94,7 +94,7 @@ class YamlReader:
             inner = schema.get(key)
             here = (*path, key)
             if inner is None:
-                self._problem(key_line, here, f"unknown key; {_LATER.get(here) or suggestion(key, schema)}")
+                self._problem(key_line, here, f"unknown key; {suggestion(key, schema)}")
             elif isinstance(inner, Leaf):
                 self._leaf(key_line, value, inner, here)
             elif callable(inner):
@@ -140,7 +140,11 @@ class YamlReader:
             try:
                 stage = self._layers.table.get(name) or Stage(name, ())
                 for slot, (slot_line, change) in self._pairs(stage_line, slots, path).items():
-                    stage = self._slot(slot_line, change, stage, slot)
+                    if slot == "on_failure":
+                        self._leaf(slot_line, change, schema_of(SlotChange)[slot], (*path, slot))
+                        stage = replace(stage, on_failure=self._layers.values.get((*path, slot)))
+                    else:
+                        stage = self._slot(slot_line, change, stage, slot)
                 self._layers.table = self._layers.table.with_stage(stage)
             except StagesinkError as error:
                 self._problem(stage_line, path, str(error))
@@ -165,9 +169,11 @@ class YamlReader:
             return stage
         switch = change.switch or (old.switch if old else f"log_{name}")
         kind = change.kind or (old.kind if old else "file")
+        on_failure = change.on_failure or (old.on_failure if old else None)
+        priority = change.priority if change.priority is not None else old.priority if old else DEFAULT_PRIORITY
         self._layers.origins[".".join(path)] = f"{self._file}:{line}"
         try:
-            return stage.with_slot(Slot(name, switch, destination, kind))
+            return stage.with_slot(Slot(name, switch, destination, kind, priority, on_failure))
         except StagesinkError as error:
             self._problem(line, path, str(error))
             return stage

@@ -1,0 +1,155 @@
+"""Policy over the outbox: what is kept, when, and what an upload means for what already waits."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from stagesink.artifacts import Receipt
+from stagesink.errors import (
+    ArchiveError,
+    ConfigError,
+    InvalidKey,
+    ManifestError,
+    OutboxError,
+    SourceError,
+    TransferCancelled,
+    TransferError,
+)
+from stagesink.outbox.settings import OutboxSettings
+from stagesink.sinks.protocol import ArtifactSink
+from stagesink.transfer import Plan, TransferOptions
+
+if TYPE_CHECKING:
+    from stagesink.config import Config
+    from stagesink.outbox.entry import Entry
+    from stagesink.outbox.store import Outbox
+
+# What was handed over is wrong, or was taken back: no later attempt would fare better.
+_NOT_KEPT = (SourceError, ConfigError, InvalidKey, ArchiveError, ManifestError, TransferCancelled, OutboxError)
+
+_lock = threading.Lock()
+_opened: dict[tuple[int, OutboxSettings, str], Outbox] = {}
+
+
+def open_outbox(settings: OutboxSettings) -> Outbox:
+    """Return the outbox; one for each process, folder and set of limits.
+
+    Raises
+    ------
+    OutboxError
+        It cannot be made there.
+    """
+    from stagesink.outbox.store import Outbox  # brings sqlite3: not for programs that never keep anything
+
+    here = (os.getpid(), settings, os.getcwd())
+    with _lock:
+        if here not in _opened:
+            _opened[here] = Outbox(settings)
+        return _opened[here]
+
+
+def can_wait(error: Exception) -> bool:
+    """Tell whether an upload that failed like this may land later, so that it is worth keeping."""
+    failures = error.failures.values() if isinstance(error, TransferError) else (error,)
+    return not all(isinstance(each, _NOT_KEPT) for each in failures)
+
+
+class Keeper:
+    """The outbox as the facade uses it, for one stage and one sink.
+
+    Parameters
+    ----------
+    config : Config
+    stage : str or None
+    """
+
+    def __init__(self, config: Config, stage: str | None) -> None:
+        self._config = config
+        self._stage = stage
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is kept."""
+        return self._config.artifacts.outbox.enabled
+
+    @property
+    def outbox(self) -> Outbox:
+        """The outbox, made when it is first needed."""
+        return open_outbox(self._config.artifacts.outbox)
+
+    def keep(self, plans: Sequence[Plan], sink_uri: str, *, quick: bool = False) -> list[Entry]:
+        """Keep uploads.
+
+        Raises
+        ------
+        SourceError, OutboxError
+            One could not be kept. Those before it are.
+        """
+        kept = []
+        for plan in plans:
+            slot = self._config.stages.slot_for(self._stage, plan.path)
+            priority = {} if slot is None else {"priority": slot.priority}
+            name = None if slot is None else slot.name
+            kept.append(self.outbox.keep(plan, sink_uri, stage=self._stage, slot=name, quick=quick, **priority))
+        return kept
+
+    @contextmanager
+    def going_first(self, plans: Sequence[Plan], sink: ArtifactSink, options: TransferOptions) -> Iterator[None]:
+        """Upload in the block what is newer than whatever waits for the same places.
+
+        Older uploads to them are held meanwhile, and gone when the block ends well. What adds to a folder goes after
+        them instead: they are landed first.
+        """
+        if not self.is_on or not os.path.isdir(self._config.artifacts.outbox.path):
+            yield
+            return
+        from stagesink.outbox.sync import Sync
+
+        outbox = self.outbox
+        with ExitStack() as claims:
+            replaced: list[str] = []
+            for plan in plans:
+                waiting = outbox.waiting_for(sink.uri, plan.run_id, plan.path)
+                if plan.adds:
+                    for row in waiting:
+                        for outcome in Sync(outbox, lambda uri: sink, options).land([row]):
+                            if outcome.error is not None:
+                                raise outcome.error
+                    continue
+                for row in waiting:
+                    if row.path == plan.path and claims.enter_context(outbox.claim(row.id, timeout=-1)) is not None:
+                        replaced.append(row.id)
+            yield
+            for entry_id in replaced:
+                outbox.remove(entry_id)
+
+    def upload_later(
+        self, entries: Sequence[Entry], open_sink: Callable[[], ArtifactSink], options: TransferOptions, *, closes: bool
+    ) -> list[Future[tuple[Receipt, ...]]]:
+        """Have this process's uploader land what was kept."""
+        from stagesink.outbox.background import background_uploader
+
+        uploader = background_uploader(self.outbox)
+        return [uploader.submit(entry, open_sink, options, closes=closes) for entry in entries]
+
+
+def kept_receipts(plans: Sequence[Plan], sink_uri: str, error: Exception | None = None) -> tuple[Receipt, ...]:
+    """Return a receipt per object: landed before the upload failed, or kept."""
+    known = {receipt.key: receipt for receipt in (error.receipts if isinstance(error, TransferError) else ())}
+    found = []
+    for plan in plans:
+        for item in plan.objects:
+            receipt = known.get(item.key)
+            if receipt is not None and receipt.status in ("uploaded", "unchanged"):
+                found.append(receipt)
+                continue
+            why = receipt.error if receipt is not None else None
+            size = item.size if item.size is not None else 0
+            attempts = receipt.attempts if receipt is not None else 0
+            found.append(Receipt(item.key, sink_uri, size, None, 0.0, attempts, "kept", "none", why))
+    return tuple(found)

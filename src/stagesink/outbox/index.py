@@ -1,0 +1,249 @@
+"""What the outbox remembers of its entries: an index over the folders, and how landing them went.
+
+The folders are the truth, this is what makes them quick to ask. So whatever happens to the file, it can be made anew:
+a damaged one is set aside, with its bytes, and the entries are read again.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from stagesink.artifacts import Fingerprint
+from stagesink.errors import OutboxError
+from stagesink.outbox.entry import Entry
+
+_BUSY_SECONDS = 30.0
+_COMPANIONS = ("", "-wal", "-shm", "-journal")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entry (
+    id TEXT PRIMARY KEY, created REAL NOT NULL, sink TEXT NOT NULL, run_id TEXT NOT NULL, path TEXT NOT NULL,
+    adds INTEGER NOT NULL, stage TEXT, slot TEXT, priority INTEGER NOT NULL, files INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, last_attempt REAL, error TEXT
+);
+CREATE INDEX IF NOT EXISTS destination ON entry (sink, run_id);
+CREATE TABLE IF NOT EXISTS landed (
+    entry TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (entry, path)
+);
+CREATE TABLE IF NOT EXISTS source (
+    path TEXT PRIMARY KEY, inode INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    rewritten INTEGER NOT NULL DEFAULT 0
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entry as the index knows it. Times in seconds since 1970, ``bytes`` of all files."""
+
+    id: str
+    created: float
+    sink: str
+    run_id: str
+    path: str
+    adds: bool
+    stage: str | None
+    slot: str | None
+    priority: int
+    files: int
+    bytes: int
+    attempts: int = 0
+    last_attempt: float | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, entry: Entry) -> Row:
+        """Return the row of an entry that nobody has tried to land yet."""
+        return cls(
+            entry.id,
+            entry.created,
+            entry.sink,
+            entry.run_id,
+            entry.path,
+            entry.upload.adds,
+            entry.stage,
+            entry.slot,
+            entry.priority,
+            len(entry.files),
+            entry.size,
+        )
+
+
+_COLUMNS = tuple(each.name for each in fields(Row))
+
+
+class Index:
+    """The sqlite file of an outbox. Safe to share between threads and after fork."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._connection is not None and self._opened is not None and self._opened[0] == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    # -- entries -----------------------------------------------------------------------------------------------------
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take entries in; those that are known stay as they are."""
+        rows = [astuple(Row.of(entry)) for entry in entries]
+        with self._transaction() as connection:
+            connection.executemany(
+                f"INSERT OR IGNORE INTO entry ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})", rows
+            )
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Forget entries."""
+        wanted = [(each,) for each in ids]
+        with self._transaction() as connection:
+            connection.executemany("DELETE FROM entry WHERE id = ?", wanted)
+            connection.executemany("DELETE FROM landed WHERE entry = ?", wanted)
+
+    def ids(self) -> set[str]:
+        """Return the ids of all known entries."""
+        return {row[0] for row in self._ask("SELECT id FROM entry")}
+
+    def rows(self) -> list[Row]:
+        """Return all entries, oldest first."""
+        found = self._ask(f"SELECT {', '.join(_COLUMNS)} FROM entry ORDER BY created, id")
+        return [Row(**{**dict(zip(_COLUMNS, row, strict=True)), "adds": bool(row[5])}) for row in found]
+
+    def failed(self, entry_id: str, why: str) -> None:
+        """Note an attempt that failed."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE entry SET attempts = attempts + 1, last_attempt = ?, error = ? WHERE id = ?",
+                (time.time(), why, entry_id),
+            )
+
+    # -- what has landed of an entry ---------------------------------------------------------------------------------
+
+    def note_landed(self, entry_id: str, objects: Iterable[tuple[str, int, str]]) -> None:
+        """Note objects that landed: path, size in bytes, sha256."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO landed (entry, path, size, sha256) VALUES (?, ?, ?, ?)",
+                [(entry_id, *each) for each in objects],
+            )
+
+    def landed(self, entry_id: str) -> dict[str, tuple[int, str]]:
+        """Return what has landed of an entry: size and sha256 by path."""
+        found = self._ask("SELECT path, size, sha256 FROM landed WHERE entry = ?", (entry_id,))
+        return {path: (size, sha256) for path, size, sha256 in found}
+
+    # -- files that get rewritten in place ---------------------------------------------------------------------------
+
+    def rewritten(self, found: Sequence[tuple[str, Fingerprint]]) -> set[str]:
+        """Return which source files are known to be rewritten in place, and remember what they are now.
+
+        One is when it was here before with the same inode and other bytes.
+        """
+        known: dict[str, tuple[int, int, int, int]] = {}
+        for start in range(0, len(found), 500):  # fewer than sqlite's limit of variables in one statement
+            part = [path for path, _ in found[start : start + 500]]
+            marks = ",".join("?" * len(part))
+            rows = self._ask(f"SELECT path, inode, size, mtime_ns, rewritten FROM source WHERE path IN ({marks})", part)
+            known.update((row[0], row[1:]) for row in rows)
+        now = {}
+        for path, fingerprint in found:
+            before = known.get(path)
+            again = before is not None and before[0] == fingerprint.inode and before[1:3] != tuple(fingerprint[1:])
+            now[path] = again or (before is not None and bool(before[3]))
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO source (path, inode, size, mtime_ns, rewritten) VALUES (?, ?, ?, ?, ?)",
+                [(path, *fingerprint, int(now[path])) for path, fingerprint in found],
+            )
+        return {path for path, rewritten in now.items() if rewritten}
+
+    # -- the file ----------------------------------------------------------------------------------------------------
+
+    def _ask(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._using() as connection:
+            return connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._using() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._connected()
+            except sqlite3.Error as error:
+                self.close()
+                if is_damage(error):
+                    raise DamagedIndex(f"{self.path} is damaged: {error}") from error
+                raise OutboxError(
+                    f"The outbox's index {self.path} cannot be used: {error}.",
+                    hint="Another process may hold it, or the disk is full or read-only. What waits is untouched.",
+                ) from error
+
+    def _connected(self) -> sqlite3.Connection:
+        here = (os.getpid(), _inode(self.path))
+        if self._connection is not None and self._opened == here:
+            return self._connection
+        self._connection = None  # the parent's, before a fork; or of a file that was removed since
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.close(fd)
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")  # stays what it was where the file system knows no mmap
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.executescript(_SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._opened = connection, (os.getpid(), _inode(self.path))
+        return connection
+
+    def set_aside(self) -> Path:
+        """Move the damaged file out of the way, and return where it is now."""
+        with self._lock:
+            self.close()
+            aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+            for ending in _COMPANIONS:
+                with suppress(FileNotFoundError):
+                    os.rename(f"{self.path}{ending}", f"{aside}{ending}")
+            return aside
+
+
+class DamagedIndex(OutboxError):
+    """The index is no sqlite file any more. The entries are not touched by that."""
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Tell damage from a lock, a full disk and the like: sqlite3 raises its plain class for that alone."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _inode(path: Path) -> int:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return -1

@@ -1,0 +1,492 @@
+"""The outbox: uploads that could not land yet, whole on this disk.
+
+An entry is a folder. It is made under a name with a dot, and is there from the moment it is renamed to its own:
+
+1.  ``entries/.<id>`` is made, and locked as long as its writer lives. What no living process holds is garbage.
+2.  The bytes are taken (:mod:`.snapshot`), then ``plan.json`` is written: a folder without it is never an entry.
+3.  Files, plan and folder reach the disk; then the rename to ``entries/<id>``, and the parent reaches the disk. A kill
+    before it leaves garbage, a kill after it leaves an entry.
+4.  The index is told. A kill before that leaves an entry that the index adopts when it is opened.
+
+Taking one away goes backwards: rename to ``.<id>``, index, bytes. So at no moment is there an entry with a part of its
+bytes, and whoever lands one holds its ``claim``, a lock that dies with its process.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from filelock import FileLock, Timeout
+
+from stagesink.archive import ArchiveSource
+from stagesink.artifacts import FileSource, Fingerprint, Source
+from stagesink.errors import OutboxError, OutboxFull
+from stagesink.outbox.entry import FILES, PLAN_FILE, Entry, KeptFile, KeptSource, Packed, overlap
+from stagesink.outbox.index import DamagedIndex, Index, Row
+from stagesink.outbox.settings import OutboxSettings
+from stagesink.outbox.snapshot import LINK_FROM, Taken, copy, is_shared, settle, take, unshare
+from stagesink.redaction import bare_uri
+from stagesink.transfer.plan import Plan
+
+T = TypeVar("T")
+
+_log = logging.getLogger("stagesink")
+
+_ENTRIES = "entries"
+_CLAIM = "claim"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Outbox:
+    """Uploads that wait on this disk.
+
+    Safe for any number of threads and processes at once.
+
+    Parameters
+    ----------
+    settings : OutboxSettings
+        Where it lies, and how much it may take.
+
+    Raises
+    ------
+    OutboxError
+        The folder cannot be made, belongs to another user, or is a link.
+    """
+
+    def __init__(self, settings: OutboxSettings) -> None:
+        self.settings = settings
+        self.path = Path(settings.path).absolute()
+        self._entries = self.path / _ENTRIES
+        self._index = Index(self.path / "index.db")
+        self._make()
+        self._reconciled(lambda: None)
+
+    def __repr__(self) -> str:
+        return f"Outbox({str(self.path)!r})"
+
+    def close(self) -> None:
+        """Close the index. What waits stays."""
+        self._index.close()
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    def keep(
+        self,
+        plan: Plan,
+        sink_uri: str,
+        *,
+        stage: str | None = None,
+        slot: str | None = None,
+        priority: int = 0,
+        quick: bool = False,
+    ) -> Entry:
+        """Take what is to be uploaded, and return once it is whole on this disk.
+
+        Parameters
+        ----------
+        plan : Plan
+        sink_uri : str
+            Where it is to land. Secrets in it are left out.
+        stage, slot : str, optional
+        priority : int
+            The smaller goes first when time is short.
+        quick : bool
+            Large files may be hard links for now, and nothing waits for the disk: safe from a kill at once, and from a
+            power cut after :meth:`settle`.
+
+        Raises
+        ------
+        SourceError
+            A file is gone, changed or cannot be read.
+        OutboxFull
+            There is no room, even without what newer uploads have superseded.
+        OutboxError
+            The outbox cannot be written.
+        """
+        entry_id = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(6)}"
+        entry = Entry(
+            entry_id,
+            time.time(),
+            bare_uri(sink_uri),
+            stage,
+            slot,
+            priority,
+            replace(plan, objects=()),
+            (),
+            folder=self._entries / entry_id,
+        )
+        sources, packed = _sources_of(plan)
+        part = self._entries / f".{entry_id}"
+        try:
+            linkable = self._linkable(sources) if quick and self.settings.snapshot == "auto" else frozenset()
+            copied = sum(size for path, _, size in sources if path not in linkable)
+            self._make_room(entry, sum(size for _, _, size in sources), copied)
+            os.mkdir(part, 0o700)
+            with FileLock(part / _CLAIM, mode=0o600):
+                try:
+                    os.mkdir(part / FILES, 0o700)
+                    files = tuple(
+                        _take(number, path, source, part / FILES, may_link=path in linkable, sync=not quick)
+                        for number, (path, source, _) in enumerate(sources)
+                    )
+                    entry = replace(entry, files=files, packed=packed)
+                    _write(part / PLAN_FILE, entry.to_bytes(), sync=not quick)
+                    if not quick:
+                        settle(str(part / FILES))
+                        settle(str(part))
+                    os.rename(part, entry.folder)
+                except BaseException:
+                    shutil.rmtree(part, ignore_errors=True)
+                    raise
+            if not quick:
+                settle(str(self._entries))
+        except OSError as error:
+            self._refuse(error)
+        with self._forgiving():
+            self._reconciled(lambda: self._index.add([entry]))
+        return entry
+
+    def settle(self, entry: Entry) -> None:
+        """Wait until a quickly kept entry is on the disk, safe from a power cut.
+
+        Raises
+        ------
+        OutboxError
+            The disk refused.
+        """
+        try:
+            for file in entry.files:
+                settle(entry.place(file))
+            settle(str(entry.folder / PLAN_FILE))
+            for folder in (entry.folder / FILES, entry.folder, self._entries):
+                settle(str(folder))
+        except OSError as error:
+            self._refuse(error)
+
+    def own(self, entry: Entry) -> Entry:
+        """Make copies of what an entry holds by links that its owner still has too, and may write into.
+
+        Raises
+        ------
+        SourceChanged
+            One was rewritten in place before this: what was handed over is lost. The entry stays for a look.
+        OutboxFull, OutboxError
+            There is no room for the copies, or the outbox cannot be written. The links stay.
+        """
+        try:
+            files = tuple(_own(entry, file) for file in entry.files)
+            if files == entry.files:
+                return entry
+            entry = replace(entry, files=files)
+            settle(str(entry.folder / FILES))
+            _replace(entry.folder / PLAN_FILE, entry.to_bytes())
+            settle(str(entry.folder))
+        except OSError as error:
+            self._refuse(error)
+        return entry
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """Return what waits, oldest first, as the index knows it."""
+        return self._reconciled(self._index.rows)
+
+    def entries(self) -> list[Entry]:
+        """Return what waits, oldest first. What is damaged is left out, with a warning."""
+        found = []
+        for row in self.rows():
+            entry = self.entry(row.id)
+            if entry is not None:
+                found.append(entry)
+        return found
+
+    def entry(self, entry_id: str) -> Entry | None:
+        """Return one entry; None when it is not there (any more), or damaged."""
+        folder = self._entries / entry_id
+        try:
+            return Entry.read(folder)
+        except OutboxError as error:
+            if folder.exists():
+                _log.warning("%s", error)
+            return None
+
+    def waiting_for(self, sink_uri: str, run_id: str, path: str) -> list[Row]:
+        """Return what waits to land at ``path``, inside it, or around it; oldest first."""
+        sink = bare_uri(sink_uri)
+        return [row for row in self.rows() if (row.sink, row.run_id) == (sink, run_id) and overlap(row.path, path)]
+
+    # -- landing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def claim(self, entry_id: str, *, timeout: float = 0.0) -> Iterator[Entry | None]:
+        """Hold an entry, so that nobody else lands or removes it. Yields None when it is held elsewhere, or gone.
+
+        Parameters
+        ----------
+        entry_id : str
+        timeout : float
+            Seconds to wait for whoever holds it; -1 waits as long as it takes.
+        """
+        lock = FileLock(self._entries / entry_id / _CLAIM, mode=0o600, thread_local=False)
+        try:
+            lock.acquire(timeout=timeout)
+        except (Timeout, FileNotFoundError, NotADirectoryError):
+            yield None
+            return
+        except OSError as error:
+            self._refuse(error)
+        try:
+            yield self.entry(entry_id)
+        finally:
+            lock.release()
+
+    def landed(self, entry_id: str) -> dict[str, tuple[int, str]]:
+        """Return what an interrupted landing has brought over: size and sha256 by path."""
+        return self._reconciled(lambda: self._index.landed(entry_id))
+
+    def note_landed(self, entry_id: str, objects: Sequence[tuple[str, int, str]]) -> None:
+        """Note objects that landed: path, size in bytes, sha256. Failing that costs time later, nothing else."""
+        with self._forgiving():
+            self._reconciled(lambda: self._index.note_landed(entry_id, objects))
+
+    def note_failed(self, entry_id: str, why: str) -> None:
+        """Note why an attempt to land it failed."""
+        with self._forgiving():
+            self._reconciled(lambda: self._index.failed(entry_id, why))
+
+    def remove(self, entry_id: str) -> None:
+        """Take an entry away, with its bytes. One that is not there is no error.
+
+        Raises
+        ------
+        OutboxError
+            The outbox cannot be written.
+        """
+        gone = self._entries / f".{entry_id}"
+        try:
+            with suppress(FileNotFoundError):
+                os.rename(self._entries / entry_id, gone)
+        except OSError as error:
+            self._refuse(error)
+        with self._forgiving():
+            self._reconciled(lambda: self._index.drop([entry_id]))
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def gc(self, *, older_than: float = 60.0) -> int:
+        """Remove what killed processes have left half-made.
+
+        Parameters
+        ----------
+        older_than : float
+            Seconds: a younger one may just not be locked yet.
+
+        Returns
+        -------
+        int
+            Bytes that were freed.
+        """
+        freed = 0
+        for folder in self._folders(hidden=True):
+            if not _is_older(folder, older_than):
+                continue
+            lock = FileLock(folder / _CLAIM, mode=0o600, thread_local=False)
+            try:
+                lock.acquire(timeout=0)
+            except (Timeout, OSError):
+                continue  # it is being written, or being removed
+            try:
+                freed += sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                lock.release()
+        return freed
+
+    # -- in here -----------------------------------------------------------------------------------------------------
+
+    def _make(self) -> None:
+        """Make the folder for this user alone, and refuse one that another user could have laid out."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, self._entries):
+                with suppress(FileExistsError):
+                    os.mkdir(folder, 0o700)
+                status = os.lstat(folder)
+                if not os.path.isdir(folder) or os.path.islink(folder) or status.st_uid != os.geteuid():
+                    raise OutboxError(
+                        f"{folder} is a link, no folder, or another user's.",
+                        hint="Name a folder of your own in artifacts.outbox.path (STAGESINK_OUTBOX_PATH).",
+                    )
+                if status.st_mode & 0o077:
+                    os.chmod(folder, 0o700)
+            ignore = self.path / ".gitignore"
+            if not ignore.exists():
+                _write(ignore, b"*\n", sync=False)
+        except OSError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        reason = error.strerror or str(error)
+        if error.errno in _FULL:
+            raise OutboxFull(f"The disk of the outbox {self.path} is full: {reason}.") from error
+        raise OutboxError(f"The outbox {self.path} cannot be used: {reason}.") from error
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Go on without the index: the folders are the truth, and the next one to open it mends it."""
+        try:
+            yield
+        except OutboxError as error:
+            _log.warning("%s", error)
+
+    def _reconciled(self, ask: Callable[[], T]) -> T:
+        """Ask the index, once it knows what the folders hold."""
+        for last in (False, True):
+            try:
+                self._adopt()
+                return ask()
+            except DamagedIndex as error:
+                if last:
+                    raise
+                self._mend(error)
+        raise AssertionError
+
+    def _mend(self, error: DamagedIndex) -> None:
+        with FileLock(self.path / "mending.lock", mode=0o600, timeout=60):
+            try:
+                self._index.ids()  # another process may have been the quicker one
+            except DamagedIndex:
+                aside = self._index.set_aside()
+                _log.warning("%s. It is now %s, and was made anew from the entries.", error.message, aside)
+
+    def _adopt(self) -> None:
+        self._make()  # somebody may have removed it under us
+        there = {folder.name for folder in self._folders(hidden=False)}
+        known = self._index.ids()
+        if new := there - known:
+            self._index.add([entry for entry in map(self.entry, sorted(new)) if entry is not None])
+        if gone := known - there:
+            self._index.drop(gone)
+
+    def _folders(self, *, hidden: bool) -> list[Path]:
+        try:
+            return [each for each in self._entries.iterdir() if each.name.startswith(".") == hidden]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._refuse(error)
+
+    def _linkable(self, sources: Sequence[tuple[str, Source, int]]) -> frozenset[str]:
+        """Name what may be a hard link for now: large files that were never seen rewritten in place."""
+        found = {
+            path: (os.path.abspath(source.path), source.fingerprint())
+            for path, source, size in sources
+            if isinstance(source, FileSource) and size >= LINK_FROM
+        }
+        rewritten: set[str] = set()
+        with self._forgiving():
+            rewritten = self._reconciled(lambda: self._index.rewritten(list(found.values())))
+        return frozenset(path for path, (place, _) in found.items() if place not in rewritten)
+
+    def _make_room(self, entry: Entry, wanted: int, copied: int) -> None:
+        """Let go of what newer uploads have superseded, oldest first, until there is room; refuse when there is none.
+
+        A link takes no room of the disk now, but counts for what the outbox may hold: its owner may delete the file.
+        """
+        most, free = self.settings.max_bytes, self.settings.keep_free
+        rows = self.rows()
+        used = sum(row.bytes for row in rows)
+        available = shutil.disk_usage(self._entries).free
+        superseded = iter([row for row in rows if not entry.upload.adds and _same_slot(row, entry)])
+        while (most is not None and used + wanted > most) or available < copied + free:
+            row = next(superseded, None)
+            if row is None:
+                limit = (
+                    f"{most:,} bytes are its most" if most is not None and used + wanted > most else "the disk is full"
+                )
+                raise OutboxFull(
+                    f"The outbox {self.path} has no room for {entry.path} ({wanted:,} bytes; {used:,} wait; {limit})."
+                )
+            with self.claim(row.id) as held:
+                if held is None:
+                    continue  # it is landing just now
+                _log.warning(
+                    "The outbox is full: %s of run %s, kept %s, gives way to a newer one and was NOT uploaded.",
+                    *(row.path, row.run_id, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created))),
+                )
+                self.remove(row.id)
+            used -= row.bytes
+            available = shutil.disk_usage(self._entries).free
+
+
+def _is_older(folder: Path, seconds: float) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime >= seconds
+    except FileNotFoundError:
+        return False
+
+
+def _same_slot(row: Row, entry: Entry) -> bool:
+    """Tell whether the new entry does for the old one: the same destination, or a newer checkpoint of the same slot."""
+    if (row.sink, row.run_id) != (entry.sink, entry.run_id) or row.adds:
+        return False
+    return row.path == entry.path or (
+        entry.slot is not None and entry.upload.kind != "file" and (row.stage, row.slot) == (entry.stage, entry.slot)
+    )
+
+
+def _sources_of(plan: Plan) -> tuple[list[tuple[str, Source, int]], Packed | None]:
+    """Return what must be kept to carry the plan out later: path, bytes, and how many."""
+    if len(plan.objects) == 1 and isinstance(source := plan.objects[0].source, ArchiveSource):
+        # Its files, not the archive: packing takes time, and whoever lands it makes the same bytes of them.
+        packed = Packed(source.archive_format, source.level, source.prefix)
+        return [(file.path, file.source, file.size) for file in source.tree.files], packed
+    return [(item.key.path, item.source, item.size or 0) for item in plan.objects], None
+
+
+def _take(number: int, path: str, source: Source, folder: Path, *, may_link: bool, sync: bool) -> KeptFile:
+    name = f"{number:06}"
+    target = str(folder / name)
+    if isinstance(source, FileSource):
+        taken = take(source, target, may_link=may_link, sync=sync)
+    else:
+        sha256 = copy(source, target)
+        if sync:
+            settle(target)
+        taken = Taken("copy", Fingerprint.of(os.stat(target)), sha256)
+    return KeptFile(path, name, taken.fingerprint.size, taken.how, taken.fingerprint, taken.sha256)
+
+
+def _own(entry: Entry, file: KeptFile) -> KeptFile:
+    place = entry.place(file)
+    if file.how != "link":
+        return file
+    if KeptSource(place, file.fingerprint).is_untouched() and not is_shared(place):
+        return replace(file, how="copy")  # its owner has let go of it
+    taken = unshare(place, file.fingerprint)
+    return replace(file, how="copy", fingerprint=taken.fingerprint, sha256=taken.sha256)
+
+
+def _write(path: Path, data: bytes, *, sync: bool) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.unlink(missing_ok=True)
+    _write(temporary, data, sync=True)
+    os.replace(temporary, path)

@@ -1,0 +1,220 @@
+"""Landing what waits, with the same engine as any upload.
+
+Any number of processes may do it at once: each entry is landed by whoever holds its claim. It is removed once its
+manifest is there; killed before that, the next one finds the manifest and sends nothing again. So each lands once.
+
+Order is kept where it matters: of several uploads to one place only the newest is sent, and what adds to a folder waits
+for what lies there before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+from stagesink.artifacts import Receipt
+from stagesink.errors import SinkAuthError, StagesinkError, TransferError, TransientSinkError
+from stagesink.outbox.entry import Entry, overlap
+from stagesink.outbox.index import Row
+from stagesink.outbox.store import Outbox
+from stagesink.sinks.protocol import ArtifactSink
+from stagesink.transfer import ProgressCallback, Transfer, TransferOptions
+
+_TOGETHER = 1000  # uploads of one object that share their questions to the store
+
+OpenSink = Callable[[str], ArtifactSink]
+RunOf = Callable[[Entry, ArtifactSink], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one entry.
+
+    Parameters
+    ----------
+    row : Row
+    status : {"landed", "superseded", "held", "failed"}
+        ``superseded``: a newer upload to the same place has landed. ``held``: another process is at it.
+    receipts : tuple of Receipt
+    error : StagesinkError or None
+        Why it failed. The entry waits on.
+    """
+
+    row: Row
+    status: Literal["landed", "superseded", "held", "failed"]
+    receipts: tuple[Receipt, ...] = ()
+    error: StagesinkError | None = None
+
+
+class Sync:
+    """Lands entries of one outbox.
+
+    Parameters
+    ----------
+    outbox : Outbox
+    open_sink : callable
+        Opens the sink of an entry's URI, with whatever credentials there are. Each is opened once, and closed at the
+        end of the ``with`` block.
+    options : TransferOptions
+    progress : callable, optional
+    run_of : callable, optional
+        Returns the run to land in, for entries whose run was made without a server.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        open_sink: OpenSink,
+        options: TransferOptions,
+        *,
+        progress: ProgressCallback | None = None,
+        run_of: RunOf | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._open_sink = open_sink
+        self._options = options
+        self._progress = progress
+        self._run_of = run_of or (lambda entry, sink: entry.run_id)
+        self._sinks: dict[str, ArtifactSink] = {}
+        self._gone: dict[str, StagesinkError] = {}
+
+    def __enter__(self) -> Sync:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in self._sinks.values():
+            sink.close()
+
+    def run(self, wanted: Callable[[Row], bool] = lambda row: True) -> Iterator[Outcome]:
+        """Land what waits, oldest first, and yield what came of each.
+
+        A sink that cannot be reached, or does not let us, is not asked for its other entries.
+
+        Parameters
+        ----------
+        wanted : callable
+            Which entries; all by default.
+        """
+        rows = [row for row in self._outbox.rows() if wanted(row)]
+        stuck: list[Row] = []
+        for group in _groups(_newest(rows)):
+            if len(group) == 1 and group[0].adds and any(_meet(group[0], row) for row in stuck):
+                continue  # it adds to what is not there yet
+            for outcome in self.land(group):
+                if outcome.status in ("failed", "held"):
+                    stuck.append(outcome.row)
+                yield outcome
+
+    def land(self, rows: Iterable[Row]) -> Iterator[Outcome]:
+        """Land some entries of one sink and run that touch different objects, and yield what came of each."""
+        with ExitStack() as claims:
+            held: dict[str, tuple[Row, Entry]] = {}
+            for row in rows:
+                entry = claims.enter_context(self._outbox.claim(row.id))
+                if entry is not None:
+                    held[row.id] = (row, entry)
+                elif self._outbox.entry(row.id) is not None:
+                    yield Outcome(row, "held")
+            if held:
+                yield from self._land(list(held.values()))
+
+    def _land(self, held: list[tuple[Row, Entry]]) -> Iterator[Outcome]:
+        try:
+            sink = self._sink(held[0][0].sink)
+            plans = {row.id: entry.plan(self._run_of(entry, sink)) for row, entry in held}
+        except StagesinkError as error:
+            yield from (self._failed(row, error) for row, _ in held)
+            return
+        transfer = Transfer(sink, self._options, progress=self._progress)
+        receipts: tuple[Receipt, ...] = ()
+        failure: TransferError | None = None
+        try:
+            if len(held) == 1:
+                receipts = transfer.run(plans[held[0][0].id])
+            else:
+                receipts = transfer.run_all(list(plans.values()), f"{len(held)} kept uploads")
+        except TransferError as error:
+            receipts, failure = error.receipts, error
+        for row, _ in held:
+            plan = plans[row.id]
+            keys = {plan.manifest_key.path, plan.path, *(item.key.path for item in plan.objects)}
+            own = tuple(receipt for receipt in receipts if receipt.key.path in keys)
+            why = None if failure is None else {path: e for path, e in failure.failures.items() if path in keys}
+            if failure is not None and (why or len(held) == 1):
+                its_own = TransferError(own, why or failure.failures)
+                first = next(iter(its_own.failures.values()))
+                if isinstance(first, TransientSinkError | SinkAuthError) and not any(r.attempts for r in own):
+                    self._gone[row.sink] = first
+                yield self._failed(row, its_own)
+                continue
+            yield Outcome(row, "landed", own)
+            yield from self.supersede(row)
+            self._outbox.remove(row.id)
+
+    def supersede(self, row: Row) -> Iterator[Outcome]:
+        """Remove what waits for the same place and is older than an entry that landed."""
+        if row.adds:
+            return
+        for old in self._outbox.waiting_for(row.sink, row.run_id, row.path):
+            if old.path == row.path and (old.created, old.id) < (row.created, row.id):
+                with self._outbox.claim(old.id) as entry:
+                    if entry is not None:
+                        self._outbox.remove(old.id)
+                        yield Outcome(old, "superseded")
+
+    def _sink(self, uri: str) -> ArtifactSink:
+        if uri in self._gone:
+            raise self._gone[uri]
+        if uri not in self._sinks:
+            try:
+                self._sinks[uri] = self._open_sink(uri)
+            except StagesinkError as error:
+                self._gone[uri] = error
+                raise
+        return self._sinks[uri]
+
+    def _failed(self, row: Row, error: StagesinkError) -> Outcome:
+        self._outbox.note_failed(row.id, error.message)
+        return Outcome(row, "failed", error.receipts if isinstance(error, TransferError) else (), error)
+
+
+def _newest(rows: list[Row]) -> list[Row]:
+    """Leave out what a newer upload to the same place replaces as a whole."""
+    found: list[Row] = []
+    replaced: set[tuple[str, str, str]] = set()
+    for row in reversed(rows):
+        place = (row.sink, row.run_id, row.path)
+        if place not in replaced:
+            found.append(row)
+        if not row.adds:
+            replaced.add(place)
+    return found[::-1]
+
+
+def _groups(rows: list[Row]) -> Iterator[list[Row]]:
+    """Put together what the engine can land as one: neighbours of one object each, of one run."""
+    group: list[Row] = []
+    for row in rows:
+        fits = (
+            group
+            and len(group) < _TOGETHER
+            and row.files == 1
+            and not row.adds
+            and (row.sink, row.run_id) == (group[0].sink, group[0].run_id)
+            and not any(overlap(row.path, other.path) for other in group)
+        )
+        if group and not fits:
+            yield group
+            group = []
+        group.append(row)
+        if row.files != 1 or row.adds:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _meet(row: Row, other: Row) -> bool:
+    return (row.sink, row.run_id) == (other.sink, other.run_id) and overlap(row.path, other.path)
