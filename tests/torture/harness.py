@@ -1,0 +1,225 @@
+"""Kills work at any moment, looks at once, has it done anew to its end, and looks again."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from torture.boundaries import MOMENTS
+from torture.expected import Sources, Verdict
+from torture.jobs import Answer, Kill, Worker, start_worker
+from torture.phases import PHASES, Phase, Setting
+from torture.stores import Store, open_store
+
+_TEARABLE = ("write", "send", "sendall", "tls send")
+_THREADS = 4
+
+
+@dataclass
+class Row:
+    """What came of one phase on one store.
+
+    Attributes
+    ----------
+    store, phase : str
+    boundaries : int
+        Calls that matter in the work, by the client that has most.
+    hit : int
+        How many of those, over all clients, a kill has hit with one thread.
+    kills : int
+        Workers that were killed before they were done.
+    by_time : int
+        Of those, the ones killed by a clock.
+    late : int
+        Workers that were done before their time came; they count for nothing.
+    lost, half_visible, duplicated : int
+        Kills after which an independent reader found that.
+    failures : list of str
+        What was found, each with the command that repeats it.
+    died_at : Counter
+        Kills by the name of the call.
+    seconds : float
+    """
+
+    store: str
+    phase: str
+    boundaries: int = 0
+    hit: int = 0
+    kills: int = 0
+    by_time: int = 0
+    late: int = 0
+    lost: int = 0
+    half_visible: int = 0
+    duplicated: int = 0
+    failures: list[str] = field(default_factory=list)
+    died_at: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+class Torture:
+    """Kills in one store, with one worker.
+
+    Parameters
+    ----------
+    store : Store
+    folder : Path
+        Of its own; gets sources, and the workers' log.
+    seed : int
+        Decides what is uploaded, and when the worker dies.
+    until : float, optional
+        Moment of ``time.monotonic()`` at which it ends, whether there were enough kills or not.
+    """
+
+    def __init__(
+        self, store: Store, folder: Path, seed: int, *, until: float | None = None, say: Callable[[str], None] = print
+    ) -> None:
+        self.store = store
+        self.folder = folder
+        self.seed = seed
+        self.until = until
+        self.say = say
+        folder.mkdir(parents=True, exist_ok=True)
+        self.sources = Sources.make(folder / "sources", seed)
+
+    def run(self, phase: str, kills: int) -> Row:
+        """Kill work of one phase so many times."""
+        row, start = Row(self.store.name, phase), time.monotonic()
+        with start_worker(self.folder / "worker.log") as worker:
+            clients = [_Client(self._phase(phase, client, worker), client, self) for client in self.store.clients]
+            row.boundaries = max(len(client.names) for client in clients)
+            plans = [client.kills(-(-kills // len(clients))) for client in clients]
+            hit: set[tuple[str, int]] = set()
+            for kill, client in _taking_turns(plans, clients):
+                if row.kills >= kills or (self.until is not None and time.monotonic() > self.until):
+                    break
+                self._once(row, client.phase, kill, worker)
+                if kill.at and kill.workers == 1:
+                    hit.add((kill.client, kill.at))
+            row.hit = len(hit)
+        row.seconds = time.monotonic() - start
+        return row
+
+    def once(self, phase: str, kill: Kill) -> Row:
+        """Kill once, at a given moment."""
+        row = Row(self.store.name, phase)
+        with start_worker(self.folder / "worker.log") as worker:
+            self._once(row, self._phase(phase, kill.client, worker), kill, worker)
+        return row
+
+    def _phase(self, name: str, client: str, worker: Worker) -> Phase:
+        folder = self.folder / f"{name}-{client}"
+        folder.mkdir(exist_ok=True)
+        return PHASES[name](Setting(self.store, worker, self.sources, folder, Random(self.seed)), client)
+
+    def _once(self, row: Row, phase: Phase, kill: Kill, worker: Worker) -> None:
+        run, steps = phase.begin()
+        folder = phase.setting.folder
+        answer = worker.do(run, steps, folder, kill)
+        problems: list[tuple[str, Verdict]] = []
+        if answer.ended == "killed":
+            row.kills += 1
+            row.by_time += kill.seconds is not None
+            row.died_at[answer.at or "by time"] += 1
+            problems.append(("At once", phase.at_once()))
+            answer = worker.do(run, steps, folder, Kill(client=kill.client, workers=_THREADS))
+        else:
+            row.late += 1
+        if answer.ended != "done":
+            problems.append(("Done anew", Verdict(lost=[f"it failed: {answer.why}"])))
+        problems.append(("At the end", phase.at_the_end()))
+        phase.end()
+        self._note(row, kill, problems, row.died_at)
+
+    def _note(self, row: Row, kill: Kill, problems: list[tuple[str, Verdict]], _: object) -> None:
+        found = [(when, verdict) for when, verdict in problems if verdict]
+        if not found:
+            return
+        for kind in ("lost", "half_visible", "duplicated"):
+            setattr(row, kind, getattr(row, kind) + any(getattr(verdict, kind) for _, verdict in found))
+        again = f"python tests/torture {row.store} --phase {row.phase} --seed {self.seed} --kill {kill}"
+        lines = [f"{row.store} {row.phase}: killed {kill}. Again: {again}"]
+        lines += [f"  {when}:\n    " + str(verdict).replace("\n", "\n    ") for when, verdict in found]
+        row.failures.append("\n".join(lines))
+        self.say(row.failures[-1])
+
+
+class _Client:
+    """One client of a store at one phase: the calls of its work are counted first, without a kill."""
+
+    def __init__(self, phase: Phase, client: str, torture: Torture) -> None:
+        self.phase = phase
+        self.name = client
+        self._random = Random(f"{torture.seed} {client}")
+        done = [self._done(workers) for workers in (1, _THREADS)]
+        self.names = done[0].names
+        self.seconds = done[1].seconds
+
+    def _done(self, workers: int) -> Answer:
+        phase = self.phase
+        run, steps = phase.begin()
+        answer = phase.setting.worker.do(
+            run, steps, phase.setting.folder, Kill(workers=workers, client=self.name)
+        )
+        if answer.ended != "done" or (verdict := phase.at_the_end()):
+            raise RuntimeError(f"Without a kill: {answer.why or verdict}")
+        phase.end()
+        return answer
+
+    def kills(self, wanted: int) -> Iterator[Kill]:
+        """Yield when to kill, without end: three of five walk through all calls, the others are random.
+
+        Those that walk run with one thread, so that the number of a call says what it is; the others with several.
+        """
+        moments = [
+            (at, moment)
+            for at, name in enumerate(self.names, 1)
+            for moment in MOMENTS
+            if moment != "torn" or name in _TEARABLE
+        ]
+        self._random.shuffle(moments)
+        walk = itertools.cycle(moments)
+        random = self._random
+        for number in itertools.count():
+            if number % 5 < 3:
+                at, moment = next(walk)
+                yield Kill(at, moment, client=self.name)
+            elif number % 5 == 3:
+                at, moment = random.choice(moments)
+                yield Kill(at, moment, workers=_THREADS, client=self.name)
+            else:
+                yield Kill(seconds=random.uniform(0, self.seconds), workers=_THREADS, client=self.name)
+
+
+def _taking_turns(plans: list[Iterator[Kill]], clients: list[_Client]) -> Iterator[tuple[Kill, _Client]]:
+    while True:
+        for plan, client in zip(plans, clients, strict=True):
+            yield next(plan), client
+
+
+def torture_store(
+    name: str, phases: Sequence[str], *, seed: int, kills: int, minutes: float | None = None, kill: Kill | None = None
+) -> list[Row]:
+    """Start a store and kill in it, so many times over all phases or for so long; or once, at a given moment."""
+    rows: list[Row] = []
+    end = None if minutes is None else time.monotonic() + minutes * 60
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder, open_store(name, Path(folder)) as store:
+        for number, phase in enumerate(phases):
+            left = len(phases) - number
+            until = None if end is None else time.monotonic() + (end - time.monotonic()) / left
+            torture = Torture(store, Path(folder, phase), seed, until=until, say=_say)
+            wanted = kills - sum(row.kills for row in rows)
+            row = torture.once(phase, kill) if kill else torture.run(phase, -(-wanted // left))
+            rows.append(row)
+            _say(f"{name} {phase}: {row.kills} kills in {row.seconds:.0f} s, {len(row.failures)} with a defect")
+    return rows
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

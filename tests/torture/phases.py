@@ -1,0 +1,158 @@
+"""The kinds of work that are killed, and what must come of each."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from outside import files_in
+from torture.expected import Sources, Upload, Verdict, digest_of_members, look_at_once, look_at_the_end
+from torture.jobs import Kill, Step, Worker
+from torture.stores import Run, Store
+
+
+@dataclass
+class Setting:
+    """Where a phase takes place."""
+
+    store: Store
+    worker: Worker
+    sources: Sources
+    folder: Path
+    random: Random
+
+    def do(self, run: Run, steps: Sequence[Step], client: str) -> None:
+        """Have something done that must succeed."""
+        answer = self.worker.do(run, steps, self.folder, Kill(client=client, workers=4))
+        if answer.ended != "done":
+            raise RuntimeError(answer.why)
+
+
+class Phase(ABC):
+    """One kind of work: made ready, begun, killed, looked at, done anew to its end, looked at again."""
+
+    def __init__(self, setting: Setting, client: str) -> None:
+        self.setting = setting
+        self.client = client
+
+    @abstractmethod
+    def begin(self) -> tuple[Run, Sequence[Step]]:
+        """Make ready for one more kill, and return the work."""
+
+    @abstractmethod
+    def at_once(self) -> Verdict:
+        """Look, right after the kill."""
+
+    @abstractmethod
+    def at_the_end(self) -> Verdict:
+        """Look, after the work was done anew."""
+
+    def end(self) -> None:
+        """Clear up after one kill."""
+
+
+class Uploading(Phase):
+    """A checkpoint, a file and an archive, into a run that holds nothing."""
+
+    def begin(self) -> tuple[Run, Sequence[Step]]:
+        sources = self.setting.sources
+        tree = sources.trees[0]
+        self.run = self.setting.store.new_run()
+        packed = digest_of_members(files_in(tree / "shards"))
+        file = {"metrics.json": sources.digest_of_file()}
+        self.uploads = [
+            Upload("checkpoint.manifest.json", [sources.tree(0, "checkpoint")]),
+            Upload("metrics.json.manifest.json", [file]),
+            Upload("best_manifest.json", [{"best.tar.gz": packed}]),
+        ]
+        return self.run, [("upload", {"tree": str(tree), "file": str(sources.file)})]
+
+    def at_once(self) -> Verdict:
+        return look_at_once(self.run.objects(), self.uploads)
+
+    def at_the_end(self) -> Verdict:
+        return look_at_the_end(self.run.objects(), self.run.leftovers(), self.uploads)
+
+    def end(self) -> None:
+        self.run.clear()
+
+
+class Committing(Phase):
+    """A checkpoint over another: few files differ, so most of it is taking the old manifest away and the commit."""
+
+    def __init__(self, setting: Setting, client: str) -> None:
+        super().__init__(setting, client)
+        self.run = setting.store.new_run()
+        self.there = 0
+        self._replace(0)
+
+    def begin(self) -> tuple[Run, Sequence[Step]]:
+        trees, old, new = self.setting.sources, self.there, 1 - self.there
+        versions = [trees.tree(old, "checkpoint"), trees.tree(new, "checkpoint")]
+        self.uploads = [Upload("checkpoint.manifest.json", versions)]
+        self.there = new
+        return self.run, self._steps(new)
+
+    def at_once(self) -> Verdict:
+        return look_at_once(self.run.objects(), self.uploads)
+
+    def at_the_end(self) -> Verdict:
+        verdict = look_at_the_end(self.run.objects(), self.run.leftovers(), self.uploads)
+        if verdict:  # the next one begins anew
+            self.run.clear()
+            self.run = self.setting.store.new_run()
+            self._replace(self.there)
+        return verdict
+
+    def _replace(self, number: int) -> None:
+        self.setting.do(self.run, self._steps(number), self.client)
+
+    def _steps(self, number: int) -> list[Step]:
+        return [("replace", {"tree": str(self.setting.sources.trees[number])})]
+
+
+class Restoring(Phase):
+    """A checkpoint into a folder, which may hold another one."""
+
+    def __init__(self, setting: Setting, client: str) -> None:
+        super().__init__(setting, client)
+        self.run = setting.store.new_run()
+        setting.do(self.run, [("replace", {"tree": str(setting.sources.trees[0])})], client)
+        self.target = setting.folder / "restored"
+
+    def begin(self) -> tuple[Run, Sequence[Step]]:
+        sources = self.setting.sources
+        stored, other = sources.tree(0, "checkpoint"), sources.tree(1, "checkpoint")
+        if self.setting.random.random() < 0.5:
+            shutil.copytree(sources.trees[1], self.target / "checkpoint")
+            self.uploads = [Upload("", [other, stored, {**other, **stored}])]
+        else:
+            self.uploads = [Upload("", [stored])]
+        return self.run, [("restore", {"target": str(self.target)})]
+
+    def at_once(self) -> Verdict:
+        files = {path: data for path, data in files_in(self.target).items() if not _is_temp(path)}
+        return look_at_once(files, self.uploads)
+
+    def at_the_end(self) -> Verdict:
+        files = files_in(self.target)
+        temps = {path for path in files if _is_temp(path)}
+        wanted = self.uploads[0].versions[-1]
+        verdict = look_at_once({path: files[path] for path in files.keys() - temps}, [Upload("", [wanted])])
+        verdict.lost += [f"{path} is not there." for path in sorted(wanted.keys() - files.keys())]
+        verdict.duplicated += [f"{path} was left behind." for path in sorted(temps)]
+        return verdict
+
+    def end(self) -> None:
+        shutil.rmtree(self.target)
+
+
+def _is_temp(path: str) -> bool:
+    return path.endswith(".tmp")
+
+
+PHASES: dict[str, type[Phase]] = {"upload": Uploading, "commit": Committing, "restore": Restoring}
