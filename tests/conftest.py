@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -31,9 +32,11 @@ os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.dev
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         monkeypatch.delenv(name)
+    # What a test cannot land must not wait in the working folder, nor for the next test.
+    monkeypatch.setenv("STAGESINK_OUTBOX_PATH", str(tmp_path_factory.getbasetemp() / f"outbox-{secrets.token_hex(6)}"))
 
 
 @pytest.fixture(scope="session")

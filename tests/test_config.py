@@ -16,6 +16,7 @@ import pytest
 
 from stagesink.config import Artifacts, Config, Retries, Setting, load_config, skip_artifact_logging, variables
 from stagesink.errors import ConfigError
+from stagesink.outbox.settings import OutboxSettings
 from stagesink.stages import STAGES, Slot, Stage, StageTable
 
 
@@ -56,6 +57,9 @@ FULL = """
       storage_options: {key: id, client_kwargs: {endpoint_url: "http://localhost"}}
       progress: lines
       engine: mlflow
+      mode: offline
+      background: true
+      outbox: {enabled: false, path: /scratch/outbox, max_bytes: 100, keep_free: 0, snapshot: copy}
 """
 
 
@@ -69,7 +73,7 @@ def test_no_file_means_defaults():
     )
     assert config.artifacts == Artifacts(
         sink="auto",
-        on_failure="warn",
+        on_failure="keep",
         workers=8,
         retries=Retries(attempts=5, initial=0.5, max_wait=30.0, budget=300.0),
         verify="auto",
@@ -77,6 +81,11 @@ def test_no_file_means_defaults():
         storage_options={},
         progress="auto",
         engine="stagesink",
+        mode="online",
+        background=False,
+        outbox=OutboxSettings(
+            enabled=True, path="./.stagesink/outbox", max_bytes=None, keep_free=1 << 30, snapshot="auto"
+        ),
     )
     assert config.artifacts.compression.level is None
     assert not config.file_found
@@ -246,8 +255,9 @@ def test_stages_and_slots_are_added_and_changed_without_code():
               plots: {destination: plots, kind: tree, switch: log_figures}
             audit:
             training:
-              metrics_json: {destination: scores.json}
-              checkpoint: {switch: log_weights}
+              on_failure: warn
+              metrics_json: {destination: scores.json, on_failure: raise}
+              checkpoint: {switch: log_weights, priority: 2}
               tokenizer: {destination: tokenizer, kind: tree}
         tracking:
           evaluation: {log_figures: false}
@@ -260,11 +270,18 @@ def test_stages_and_slots_are_added_and_changed_without_code():
         (Slot("report", "log_report", "report.html", "file"), Slot("plots", "log_figures", "plots", "tree")),
     )
     assert config.stages["training"].slots == (
-        Slot("checkpoint", "log_weights", "checkpoint", "tree"),
-        Slot("metrics_json", "log_metrics_json", "scores.json", "file"),
+        Slot("checkpoint", "log_weights", "checkpoint", "tree", priority=2),
+        Slot("metrics_json", "log_metrics_json", "scores.json", "file", priority=1, on_failure="raise"),
         Slot("tokenizer", "log_tokenizer", "tokenizer", "tree"),
     )
     assert config.stages["hpo"] == STAGES["hpo"]
+    training = config.stages["training"]
+    assert [config.on_failure("training", slot) for slot in training.slots] == ["warn", "raise", "warn"]
+    assert (config.on_failure("training"), config.on_failure("hpo"), config.on_failure(None)) == (
+        "warn",
+        "keep",
+        "keep",
+    )
     assert not config.is_enabled("evaluation", "report")
     assert not config.is_enabled("evaluation", "plots")
     assert not config.is_enabled("audit")
@@ -312,13 +329,8 @@ MISTAKES = {
     "artifacts: {retries: {zzz: 3}}": (
         "artifacts.retries.zzz: unknown key; known here: attempts, initial, max_wait, budget"
     ),
-    "artifacts: {outbox: {}}": (
-        "artifacts.outbox: unknown key; the outbox comes with a later release, remove it until then"
-    ),
-    "artifacts: {on_failure: keep}": "artifacts.on_failure: 'keep' needs the outbox, which comes with a later release; "
-    "use 'warn' or 'raise' until then",
     "artifacts: {on_failure: rais}": (
-        "artifacts.on_failure: expected one of warn, raise, got 'rais'; did you mean 'raise'?"
+        "artifacts.on_failure: expected one of keep, warn, raise, got 'rais'; did you mean 'raise'?"
     ),
     "artifacts: {workers: 0}": "artifacts.workers: expected a whole number from 1 to 64, got 0",
     "artifacts: {workers: 65}": "artifacts.workers: expected a whole number from 1 to 64, got 65",
@@ -553,6 +565,13 @@ def test_every_setting_has_a_variable():
         "STAGESINK_COMPRESSION_LEVEL": "artifacts.compression.level",
         "STAGESINK_PROGRESS": "artifacts.progress",
         "STAGESINK_ENGINE": "artifacts.engine",
+        "STAGESINK_MODE": "artifacts.mode",
+        "STAGESINK_BACKGROUND": "artifacts.background",
+        "STAGESINK_OUTBOX_ENABLED": "artifacts.outbox.enabled",
+        "STAGESINK_OUTBOX_PATH": "artifacts.outbox.path",
+        "STAGESINK_OUTBOX_MAX_BYTES": "artifacts.outbox.max_bytes",
+        "STAGESINK_OUTBOX_KEEP_FREE": "artifacts.outbox.keep_free",
+        "STAGESINK_OUTBOX_SNAPSHOT": "artifacts.outbox.snapshot",
         "STAGESINK_TRACKING_TRAINING_ENABLED": "tracking.training.enabled",
         "STAGESINK_TRACKING_TRAINING_LOG_CHECKPOINT": "tracking.training.log_checkpoint",
         "STAGESINK_TRACKING_TRAINING_LOG_METRICS_JSON": "tracking.training.log_metrics_json",
@@ -619,8 +638,8 @@ def test_an_empty_variable_counts_as_unset(name):
     ("name", "value", "message"),
     [
         ("STAGESINK_WORKERS", "0", "expected a whole number from 1 to 64, got '0'"),
-        ("STAGESINK_ON_FAILURE", "keep", "'keep' needs the outbox, which comes with a later release; "
-        "use 'warn' or 'raise' until then"),
+        ("STAGESINK_ON_FAILURE", "kep", "expected one of keep, warn, raise, got 'kep'; did you mean 'keep'?"),
+        ("STAGESINK_OUTBOX_MAX_BYTES", "-1", "expected a whole number of bytes, 0 or more, got '-1'"),
         ("STAGESINK_VERIFY", "ful", "expected one of auto, full, size, none, got 'ful'; did you mean 'full'?"),
         ("STAGESINK_RETRIES", "many", "expected a whole number, 1 or more, got 'many'"),
         ("STAGESINK_RETRIES_BUDGET", "inf", "expected a number of seconds, 0 or more, got 'inf'"),
@@ -637,11 +656,11 @@ def test_a_wrong_value_names_its_variable(name, value, message):
 
 def test_an_unknown_variable_is_warned_of_once_and_ignored(caplog):
     for _ in range(2):
-        load_config(environ={"STAGESINK_WROKERS": "3", "STAGESINK_QQQQQQ": "1", "STAGESINK_MODE": "x", "OTHER": "1"})
+        load_config(environ={"STAGESINK_WROKERS": "3", "STAGESINK_QQQQQQ": "1", "STAGESINK_XY": "x", "OTHER": "1"})
     assert caplog.messages == [
-        "STAGESINK_MODE: no such setting, it is ignored",
         "STAGESINK_QQQQQQ: no such setting, it is ignored",
         "STAGESINK_WROKERS: no such setting, it is ignored; did you mean STAGESINK_WORKERS?",
+        "STAGESINK_XY: no such setting, it is ignored",
     ]
 
 

@@ -534,26 +534,26 @@ class ArtifactUploader:
     def _give_up(self, what: str, plans: list[Plan], error: Exception, start: float) -> None:
         """Keep what did not land, if it may land later, and say what has become of it."""
         receipts = error.receipts if isinstance(error, TransferError) else ()
-        said = f"{what} was not uploaded"
-        if plans and can_wait(error) and self._policy(plans[0]) == "keep" and self._keeper.is_on:
+        policy = self._policy(plans[0] if plans else None)
+        after = ""
+        if plans and policy == "keep" and self._keeper.is_on and can_wait(error):
             try:
-                entries = self._keeper.keep(plans, self.sink.uri)
+                size = sum(entry.size for entry in self._keeper.keep(plans, self.sink.uri))
             except StagesinkError as second:
-                said = f"{said}, and could not be kept ({second})"
+                after = f" It could not be kept either: {second}"
             else:
                 receipts = kept_receipts(plans, self.sink.uri, error)
-                size = sum(entry.size for entry in entries)
-                said = f"{what} is kept in {self._keeper.outbox.path} ({size / 1e6:.1f} MB) for `stagesink sync`"
+                after = f" It is kept in {self._keeper.outbox.path} ({size / 1e6:.1f} MB): `stagesink sync` uploads it."
         self._count(receipts, start, failed=True)
-        self._failed(said, error, self._policy(plans[0]) if plans else None)
+        self._failed(f"{what} was not uploaded", error, policy, after)
 
-    def _failed(self, what: str, error: Exception, policy: OnFailure | None = None) -> None:
+    def _failed(self, what: str, error: Exception, policy: OnFailure | None = None, after: str = "") -> None:
         """Log an error instead of raising it. Only here may a broad ``except`` end."""
         known = error if isinstance(error, StagesinkError) else self._defect(error)
         self.errors.append(known)
         if (policy or self._policy()) != "raise":
             # What was not foreseen must not kill the training run either, so its trace is logged.
-            logger.error("%s: %s", what, known, exc_info=None if known is error else known.__cause__)
+            logger.error("%s: %s%s", what, known, after, exc_info=None if known is error else known.__cause__)
         elif error is known or error is known.__cause__:
             raise error  # whoever catches it reports it
         else:
