@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stagesink.errors import ConfigError
 from stagesink.redaction import without_secrets
@@ -80,3 +80,11 @@ def _surroundings(environ: Mapping[str, str]) -> SinkChoice:
             "azureml:" if to_azure else "mlflow:", f"MLFLOW_TRACKING_URI is {without_secrets(tracking)!r}"
         )
     return SinkChoice(DEFAULT_SINK, "nothing names a sink, an Azure ML job or an MLflow server")
+
+
+def storage_options_for(config: Config, uri: str) -> Mapping[str, Any]:
+    """Return ``artifacts.storage_options`` for a sink of the kind they were meant for, and none for others."""
+    configured = config.artifacts.sink
+    if configured != AUTO and scheme_of(configured) != scheme_of(uri):
+        return {}
+    return config.artifacts.storage_options

@@ -141,6 +141,12 @@ class OutboxFull(OutboxError):
     default_hint = "Free some space, raise artifacts.outbox.max_bytes, or upload what waits: stagesink sync."
 
 
+class KeptInOutbox(OutboxError):
+    """An upload did not land, and waits in the outbox. Its cause says why."""
+
+    default_hint = "`stagesink sync` uploads it."
+
+
 # -- what a backend did ------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from stagesink.artifacts import Receipt
+from stagesink.destination import AUTO, choose_sink, storage_options_for
 from stagesink.errors import (
     ArchiveError,
     ConfigError,
@@ -21,7 +22,10 @@ from stagesink.errors import (
     TransferError,
 )
 from stagesink.outbox.settings import OutboxSettings
+from stagesink.redaction import bare_uri
+from stagesink.sinks import open_sink
 from stagesink.sinks.protocol import ArtifactSink
+from stagesink.sinks.registry import scheme_of
 from stagesink.transfer import Plan, TransferOptions
 
 if TYPE_CHECKING:
@@ -51,6 +55,27 @@ def open_outbox(settings: OutboxSettings) -> Outbox:
         if here not in _opened:
             _opened[here] = Outbox(settings)
         return _opened[here]
+
+
+def open_sink_again(config: Config, uri: str) -> ArtifactSink:
+    """Open the sink that something was kept for, whose URI on the disk has no secrets.
+
+    The one that is configured, or that the surroundings call for, is taken if it is the same store: it knows the login.
+
+    Raises
+    ------
+    StagesinkError
+        See :func:`stagesink.open_sink`.
+    """
+    settings = config.artifacts
+    for candidate in dict.fromkeys((settings.sink, choose_sink(config).uri, uri)):
+        if candidate == AUTO or scheme_of(candidate).partition("+")[0] != scheme_of(uri).partition("+")[0]:
+            continue
+        sink = open_sink(candidate, storage_options=storage_options_for(config, candidate), engine=settings.engine)
+        if candidate == uri or bare_uri(sink.uri) == uri:
+            return sink
+        sink.close()
+    raise AssertionError("the URI itself is the last candidate")
 
 
 def can_wait(error: Exception) -> bool:

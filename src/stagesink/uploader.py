@@ -18,7 +18,7 @@ from typing import Any, cast
 from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
-from stagesink.destination import AUTO, choose_sink
+from stagesink.destination import choose_sink, storage_options_for
 from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
 from stagesink.keeping import Keeper, can_wait, kept_receipts
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
@@ -27,7 +27,6 @@ from stagesink.redaction import secrets_of, shows_secret, without_secrets
 from stagesink.runs import find_run, named_run
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.protocol import TrackedSink
-from stagesink.sinks.registry import scheme_of
 from stagesink.stages import OnFailure
 from stagesink.transfer import (
     Plan,
@@ -290,6 +289,16 @@ class ArtifactUploader:
         """Upload what was planned for :attr:`run_id` already, if its stage and slot are switched on."""
         return self._upload(plan.path, lambda: None if self._skipped(plan.path) else plan)
 
+    def keep_plan(self, plan: Plan) -> None:
+        """Keep in the outbox what was planned, instead of uploading it.
+
+        Raises
+        ------
+        SourceError, OutboxError
+            It could not be kept.
+        """
+        self._keeper.keep([plan], self.sink.uri)
+
     def upload_slots(self, paths: Mapping[str, StrPath], *, trial_number: int | None = None) -> dict[str, bool]:
         """Upload what the stage hands over, slot by slot, each to the destination the stage table names.
 
@@ -363,12 +372,8 @@ class ArtifactUploader:
         return Keeper(self.config, self.stage)
 
     def _storage_options(self, uri: str) -> Mapping[str, Any]:
-        if self._given_storage_options is not None:
-            return self._given_storage_options
-        configured = self.config.artifacts.sink
-        if configured != AUTO and scheme_of(configured) != scheme_of(uri):
-            return {}  # they were meant for the configured sink, and this is one of another kind
-        return self.config.artifacts.storage_options
+        given = self._given_storage_options
+        return storage_options_for(self.config, uri) if given is None else given
 
     @cached_property
     def run_id(self) -> str:
@@ -392,15 +397,7 @@ class ArtifactUploader:
     @property
     def options(self) -> TransferOptions:
         """How transfers are carried out, as given here or configured."""
-        settings = self.config.artifacts
-        return TransferOptions(
-            workers=settings.workers,
-            verify=settings.verify,
-            attempts=settings.retries.attempts,
-            initial=settings.retries.initial,
-            max_wait=settings.retries.max_wait,
-            budget=settings.retries.budget,
-        )
+        return self.config.artifacts.transfer_options
 
     @property
     def progress(self) -> ProgressCallback | None:

@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from stagesink._version import __version__
-from stagesink.cli import demo, doctor, inspect, migrate, restore, settings, upload
+from stagesink.cli import demo, doctor, inspect, migrate, outbox, restore, settings, upload
 from stagesink.cli.errors import Commands
 
 app = typer.Typer(
     name="stagesink",
     cls=Commands,
     help="Hand over a stage's files: they land, whole and proven, in any store; then list, verify and restore them.",
-    epilog="Exit codes: 0 ok, 1 failed or mismatch, 2 usage or configuration, 3 not found, 4 not allowed, 130 Ctrl-C.",
+    epilog="Exit codes: 0 ok, 1 failed or mismatch, 2 usage or configuration, 3 not found, 4 not allowed, "
+    "5 kept in the outbox, 130 Ctrl-C.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,  # they print local variables, credentials among them
@@ -48,6 +49,8 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("ls", inspect.ls, inspect.LS_EPILOG),
     ("verify", inspect.verify, inspect.VERIFY_EPILOG),
     ("restore", restore.restore, restore.EPILOG),
+    ("sync", outbox.sync, outbox.SYNC_EPILOG),
+    ("status", outbox.status, outbox.STATUS_EPILOG),
     ("config", settings.config, settings.EPILOG),
     ("doctor", doctor.doctor, doctor.EPILOG),
     ("migrate", migrate.migrate, migrate.EPILOG),
@@ -55,3 +58,4 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
 )
 for _name, _command, _epilog in _COMMANDS:
     app.command(_name, help=_help(_command), epilog=_epilog)(_command)
+app.add_typer(outbox.outbox, name="outbox")

@@ -14,6 +14,7 @@ from stagesink.errors import (
     ArtifactNotFound,
     ConfigError,
     InvalidKey,
+    KeptInOutbox,
     ManyFailures,
     MissingExtra,
     RunNotFound,
@@ -35,10 +36,12 @@ EXIT_CODES: Mapping[type[StagesinkError], int] = {
     ArtifactNotFound: 3,
     RunNotFound: 3,
     SinkAuthError: 4,  # the backend does not let us
+    KeptInOutbox: 5,  # it waits on this disk; `stagesink sync` uploads it
 }
 """Exit code by class of error; the nearest base class counts. 0 is success, 2 also a wrong option, 130 is Ctrl-C."""
 
 INTERRUPTED = 130
+KEPT = EXIT_CODES[KeptInOutbox]
 
 # typer has its own copy of click's exceptions, or click's, depending on its version; this is the right one in both.
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)

@@ -13,6 +13,7 @@ import typer
 from stagesink.cli import options
 from stagesink.cli.options import examples
 from stagesink.cli.output import Output, count, human_size, table
+from stagesink.errors import StagesinkError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,8 +82,26 @@ def upload(
             return
         plan = _for_run(plan, uploader.run_id)
         start = time.monotonic()
-        landed = uploader.upload_plan(plan)
+        try:
+            landed = uploader.upload_plan(plan)
+        except StagesinkError as error:
+            raise _kept_instead(uploader, plan, error) from error
         _show_receipts(out, uploader, plan, landed=landed, seconds=time.monotonic() - start)
+
+
+def _kept_instead(uploader: ArtifactUploader, plan: Plan, error: StagesinkError) -> StagesinkError:
+    """Keep what did not land, if it may land later; return what is to be said of it."""
+    from stagesink.errors import KeptInOutbox, OutboxError
+    from stagesink.keeping import can_wait
+
+    settings = uploader.config.artifacts.outbox
+    if not settings.enabled or not can_wait(error):
+        return error
+    try:
+        uploader.keep_plan(plan)
+    except OutboxError as second:
+        return type(second)(f"{error} It could not be kept either: {second.message}", hint=second.hint)
+    return KeptInOutbox(f"{plan.path} is kept in {os.path.abspath(settings.path)}: {error}")
 
 
 class _Chosen:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.redaction import without_secrets
 from stagesink.stages import STAGES, OnFailure, Slot, SlotKind, StageTable
-from stagesink.transfer.options import Verify
+from stagesink.transfer.options import TransferOptions, Verify
 from stagesink.transfer.progress import ProgressStyle
 
 Mode = Literal["online", "offline"]
@@ -104,6 +104,18 @@ class Artifacts:
     mode: Mode = "online"
     background: bool = False
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
+
+    @property
+    def transfer_options(self) -> TransferOptions:
+        """The same, for the engine."""
+        return TransferOptions(
+            workers=self.workers,
+            verify=self.verify,
+            attempts=self.retries.attempts,
+            initial=self.retries.initial,
+            max_wait=self.retries.max_wait,
+            budget=self.retries.budget,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import secrets
 import shutil
 import time
@@ -44,6 +45,7 @@ _log = logging.getLogger("stagesink")
 
 _ENTRIES = "entries"
 _CLAIM = "claim"
+_SYNC = "sync.lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -247,6 +249,42 @@ class Outbox:
             self._refuse(error)
         try:
             yield self.entry(entry_id)
+        finally:
+            lock.release()
+
+    @contextmanager
+    def one_sync(self, *, wait: bool, notice: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+        """Be the only one in the block that syncs the whole outbox.
+
+        Parameters
+        ----------
+        wait : bool
+            For another one to end.
+        notice : callable
+            Told who that is, when there is one to wait for.
+
+        Raises
+        ------
+        OutboxError
+            Another one is at it, and ``wait`` is false.
+        """
+        lock = FileLock(self.path / _SYNC, mode=0o600, thread_local=False)
+        holder = self.path / f"{_SYNC}.holder"
+        try:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                who = _read_text(holder) or "another process"
+                if not wait:
+                    raise OutboxError(f"{who} is syncing {self.path}.", hint="Wait for it, or stop it.") from None
+                notice(f"{who} is syncing {self.path}: waiting for it to end.")
+                lock.acquire()
+            who = f"Process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
+            _replace(holder, who.encode())
+        except OSError as error:
+            self._refuse(error)
+        try:
+            yield
         finally:
             lock.release()
 
@@ -483,6 +521,13 @@ def _write(path: Path, data: bytes, *, sync: bool) -> None:
         if sync:
             file.flush()
             os.fsync(file.fileno())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -1,0 +1,316 @@
+"""``stagesink sync``, ``stagesink status`` and ``stagesink outbox``: what waits on this disk, and getting it away."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stagesink.cli import options
+from stagesink.cli.errors import KEPT
+from stagesink.cli.options import examples
+from stagesink.cli.output import Output, count, human_size, table
+from stagesink.errors import ArtifactNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stagesink.config import Config
+    from stagesink.outbox.index import Row
+    from stagesink.outbox.store import Outbox
+    from stagesink.outbox.sync import Outcome
+
+SYNC_EPILOG = examples("stagesink sync", "stagesink sync -r run1 --sink s3://bucket/runs", "stagesink sync --no-wait")
+STATUS_EPILOG = examples("stagesink status", "stagesink status --json | jq '.waiting'")
+LS_EPILOG = examples("stagesink outbox ls", "stagesink outbox ls --json | jq -r '.entries[].id'")
+RM_EPILOG = examples("stagesink outbox rm 20260101T120000-0123456789ab", "stagesink outbox rm --all --yes")
+GC_EPILOG = examples("stagesink outbox gc")
+
+OutboxPath = Annotated[
+    str | None,
+    typer.Option(
+        "--outbox",
+        metavar="DIR",
+        help="The outbox. Default: STAGESINK_OUTBOX_PATH, then mlflow.yaml, then ./.stagesink/outbox.",
+        rich_help_panel="Where",
+    ),
+]
+OnlySink = Annotated[
+    str | None,
+    typer.Option("--sink", "-s", metavar="URI", help="Only what waits for this sink.", rich_help_panel="What"),
+]
+OnlyRun = Annotated[
+    str | None,
+    typer.Option("--run-id", "-r", metavar="ID", help="Only what waits for this run.", rich_help_panel="What"),
+]
+
+outbox = typer.Typer(help="What waits on this disk.", no_args_is_help=True)
+
+
+def sync(
+    sink: OnlySink = None,
+    run_id: OnlyRun = None,
+    outbox: OutboxPath = None,
+    config_dir: options.ConfigDir = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for another sync of this outbox, or say who is at it.")
+    ] = True,
+    workers: options.Workers = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Upload what waits in the outbox.
+
+    Stop it and start it again as often as you like: each upload lands once. What cannot land yet waits on, and the exit
+    code is 5.
+    """
+    out = Output(as_json, quiet, verbose)
+    opened = _Opened(outbox, config_dir, workers=workers)
+    if opened.outbox is None:
+        out.show({"outbox": str(opened.path), "outcomes": [], "waiting": 0}, "Nothing waits.")
+        return
+    wanted = _wanted(sink, run_id)
+    outcomes: list[Outcome] = []
+    with opened.outbox.one_sync(wait=wait, notice=out.note), opened.sync(quiet=quiet) as run:
+        for outcome in run.run(wanted):
+            outcomes.append(outcome)
+            if out.verbose or outcome.error is not None:
+                out.note(_sentence(outcome))
+    waiting = [row for row in opened.outbox.rows() if wanted(row)]
+    document = {
+        "outbox": str(opened.path),
+        "outcomes": [_outcome(each) for each in outcomes],
+        "waiting": len(waiting),
+    }
+    landed = [each for each in outcomes if each.status == "landed"]
+    size = sum(each.row.bytes for each in landed)
+    lines = [f"Landed: {count(len(landed), 'upload')}, {human_size(size)}"] if landed or not waiting else []
+    if waiting:
+        lines.append(f"{count(len(waiting), 'upload')} still waits: `stagesink status` says why.")
+    out.show(document, *lines)
+    if waiting:
+        raise typer.Exit(KEPT)
+
+
+def status(
+    outbox: OutboxPath = None,
+    config_dir: options.ConfigDir = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Say what waits in the outbox: for where, since when, and why."""
+    out = Output(as_json, quiet, verbose)
+    opened = _Opened(outbox, config_dir)
+    rows = [] if opened.outbox is None else opened.outbox.rows()
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.sink, row.run_id), []).append(row)
+    document = {
+        "outbox": str(opened.path),
+        "waiting": len(rows),
+        "size": sum(row.bytes for row in rows),
+        "runs": [
+            {
+                "sink": sink,
+                "run_id": run_id,
+                "uploads": len(group),
+                "size": sum(row.bytes for row in group),
+                "since": _iso(min(row.created for row in group)),
+                "attempts": max(row.attempts for row in group),
+                "why": _why(group),
+            }
+            for (sink, run_id), group in groups.items()
+        ],
+    }
+    if not rows:
+        out.show(document, f"Nothing waits in {opened.path}.")
+        return
+    shown = [
+        (
+            run["sink"],
+            run["run_id"],
+            str(run["uploads"]),
+            human_size(run["size"]),
+            _age(run["since"]),
+            run["why"] or "not tried yet",
+        )
+        for run in document["runs"]  # type: ignore[attr-defined]
+    ]
+    columns = ("Sink", "Run", "Uploads", "Size", "Waits", "Why")
+    human = table(columns, shown, right=("Uploads", "Size"))
+    out.show(document, human, f"In {opened.path}; `stagesink sync` uploads it.")
+
+
+@outbox.command("ls", epilog=LS_EPILOG)
+def ls(
+    outbox: OutboxPath = None,
+    config_dir: options.ConfigDir = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """List what waits, upload by upload, oldest first."""
+    out = Output(as_json, quiet, verbose)
+    opened = _Opened(outbox, config_dir)
+    rows = [] if opened.outbox is None else opened.outbox.rows()
+    document = {"outbox": str(opened.path), "entries": [_row(row) for row in rows]}
+    shown = [
+        (row.id, row.run_id, row.path, str(row.files), human_size(row.bytes), str(row.attempts), row.sink)
+        for row in rows
+    ]
+    if not rows:
+        out.show(document, f"Nothing waits in {opened.path}.")
+        return
+    out.show(document, table(("Id", "Run", "Path", "Files", "Size", "Attempts", "Sink"), shown))
+
+
+@outbox.command("rm", epilog=RM_EPILOG)
+def rm(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that waits.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    outbox: OutboxPath = None,
+    config_dir: options.ConfigDir = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Throw away what waits. It was not uploaded, and is gone then."""
+    out = Output(as_json, quiet, verbose)
+    if bool(ids) == everything:
+        raise typer.BadParameter("name what to remove, or say --all.")
+    opened = _Opened(outbox, config_dir)
+    rows = {} if opened.outbox is None else {row.id: row for row in opened.outbox.rows()}
+    unknown = [each for each in ids or () if each not in rows]
+    if unknown:
+        raise ArtifactNotFound(
+            f"{unknown[0]} does not wait in {opened.path}.", hint="`stagesink outbox ls` shows what does."
+        )
+    chosen = [rows[each] for each in ids] if ids else list(rows.values())
+    size = human_size(sum(row.bytes for row in chosen))
+    if chosen and not yes:
+        typer.confirm(f"Remove {count(len(chosen), 'upload')}, {size}, that never landed?", abort=True, err=True)
+    removed, held = [], []
+    for row in chosen:
+        assert opened.outbox is not None
+        with opened.outbox.claim(row.id) as entry:
+            if entry is None and opened.outbox.entry(row.id) is not None:
+                held.append(row)
+                continue
+            opened.outbox.remove(row.id)
+            removed.append(row)
+    document = {"removed": [row.id for row in removed], "held": [row.id for row in held]}
+    lines = [f"Removed: {count(len(removed), 'upload')}"]
+    if held:
+        lines.append(f"{count(len(held), 'upload')} is being uploaded just now and stays.")
+    out.show(document, *lines)
+
+
+@outbox.command("gc", epilog=GC_EPILOG)
+def gc(
+    outbox: OutboxPath = None,
+    config_dir: options.ConfigDir = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Remove what killed processes left half-made. What waits is not touched."""
+    out = Output(as_json, quiet, verbose)
+    opened = _Opened(outbox, config_dir)
+    freed = 0 if opened.outbox is None else opened.outbox.gc()
+    out.show({"outbox": str(opened.path), "freed": freed}, f"Freed: {human_size(freed)}")
+
+
+class _Opened:
+    """The outbox that is meant; None where there is none, for looking does not make one."""
+
+    def __init__(self, path: str | None, config_dir: Path | None, *, workers: int | None = None) -> None:
+        from stagesink.config import load_config
+        from stagesink.keeping import open_outbox
+
+        self.config: Config = load_config(config_dir, arguments={"outbox.path": path, "workers": workers})
+        settings = self.config.artifacts.outbox
+        self.path = Path(settings.path).absolute()
+        self.outbox: Outbox | None = open_outbox(settings) if self.path.is_dir() else None
+
+    def sync(self, *, quiet: bool) -> Any:
+        from stagesink.keeping import open_sink_again
+        from stagesink.outbox.sync import Sync
+        from stagesink.transfer import progress_callback
+
+        settings = self.config.artifacts
+        assert self.outbox is not None
+        return Sync(
+            self.outbox,
+            lambda uri: open_sink_again(self.config, uri),
+            settings.transfer_options,
+            progress=progress_callback("none" if quiet else settings.progress),
+        )
+
+
+def _wanted(sink: str | None, run_id: str | None) -> Callable[[Row], bool]:
+    from stagesink.redaction import bare_uri
+    from stagesink.sinks import open_sink
+
+    uri = None if sink is None else bare_uri(open_sink(sink).uri)
+    return lambda row: uri in (None, row.sink) and run_id in (None, row.run_id)
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "sink": row.sink,
+        "run_id": row.run_id,
+        "path": row.path,
+        "stage": row.stage,
+        "slot": row.slot,
+        "files": row.files,
+        "size": row.bytes,
+        "since": _iso(row.created),
+        "attempts": row.attempts,
+        "last_attempt": None if row.last_attempt is None else _iso(row.last_attempt),
+        "error": row.error,
+    }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    from stagesink.cli.errors import describe
+
+    error = None if outcome.error is None else describe(outcome.error)
+    return {**_row(outcome.row), "status": outcome.status, "error": error}
+
+
+def _sentence(outcome: Outcome) -> str:
+    what = f"{outcome.row.path} of run {outcome.row.run_id}"
+    if outcome.error is not None:
+        return f"{what}: {outcome.error}"
+    said = {
+        "landed": f"landed in {outcome.row.sink}",
+        "superseded": "a newer upload to the same place has landed",
+        "held": "another process is uploading it",
+    }
+    return f"{what}: {said[outcome.status]}"
+
+
+def _why(rows: Sequence[Row]) -> str | None:
+    """Return the reason of the last attempt that failed."""
+    failed = [row for row in rows if row.error is not None]
+    return max(failed, key=lambda row: row.last_attempt or 0).error if failed else None
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def _age(since: str) -> str:
+    """Return how long ago that was, for people."""
+    seconds = max(0.0, time.time() - datetime.fromisoformat(since).timestamp())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
