@@ -94,7 +94,10 @@ def test_the_receipts_name_the_proof(run_id: str, output: Path) -> None:
         assert uploader.upload_checkpoint(output / "checkpoint")
         assert uploader.upload_checkpoint(output / "checkpoint")
     first, second = uploader.receipts[:3], uploader.receipts[3:]
-    assert {(receipt.status, receipt.verified_by) for receipt in first} == {("uploaded", "md5")}
+    assert {receipt.status for receipt in first} == {"uploaded"}
+    proofs = {receipt.key.path: receipt.verified_by for receipt in first}
+    assert proofs.pop("checkpoint/states/optimizer.bin") == "size"  # the store checks its blocks, and has no sum of all
+    assert set(proofs.values()) == {"md5"}
     assert {receipt.status for receipt in second} == {"unchanged"}
 
 

@@ -64,6 +64,7 @@ from stagesink.testing import (
     short_list,
 )
 from stagesink.transfer import Plan, Progress, Transfer, list_committed, plan_file, plan_packed_tree, plan_tree, verify
+from stagesink.transfer.reader import ReadOnce
 
 MANIFEST = "tree.manifest.json"
 FILES = {"a.bin": b"a" * 10, "b.bin": b"b" * 20, "c/d.bin": b"d" * 30, "empty": b""}
@@ -475,6 +476,22 @@ def test_a_digest_that_was_not_expected_costs_one_more_read_for_the_first_object
     for n, source in enumerate(sources):
         transfer.run(one(source, f"{n}.bin"))  # type: ignore[arg-type]
     assert [source.opened for source in sources] == [2, 1, 1, 1, 1]
+
+
+def test_a_digest_is_taken_of_what_is_no_larger_than_what_the_backend_reported_it_of(memory: MemorySink) -> None:
+    taken: list[set[str]] = []
+
+    class UpTo(DigestReporting):
+        def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+            stored = super().put(key, source, on_bytes=on_bytes)
+            if isinstance(source, ReadOnce):  # the manifest is none
+                taken.append(set(source.digests()))
+            return stored if stored.size <= 100 else replace(stored, digests={})
+
+    transfer = Transfer(UpTo(memory, "md5"), QUICK)
+    proofs = [transfer.run(one(b"x" * size, f"{size}.bin"))[0].verified_by for size in (100, 101, 50, 102)]
+    assert proofs == ["md5", "size", "md5", "size"]
+    assert taken == [{"sha256"}, {"sha256"}, {"sha256", "md5"}, {"sha256"}]
 
 
 def test_another_digest_than_ours_is_put_again_then_proven(memory: MemorySink) -> None:

@@ -68,8 +68,9 @@ class Transfer:
         self.sink = sink
         self.options = options or TransferOptions()
         self.progress = progress
-        # Digests this backend was seen to report, besides sha256: taken while the bytes pass from the second object on.
-        self._reported: set[str] = set()
+        # Digests this backend was seen to report, besides sha256, each with the largest object of which it did: these
+        # are taken while the bytes pass from the second object on. Of what goes in parts many report none.
+        self._reported: dict[str, int] = {}
 
     def run(self, plan: Plan) -> tuple[Receipt, ...]:
         """Land every object of ``plan``, then its manifest.
@@ -452,7 +453,7 @@ class _Landing:
         run = self.run
         if self.unanswered is not None and (receipt := self._arrived(self.unanswered)) is not None:
             return receipt
-        reader = ReadOnce(self.item.source, run.cancel, run.reported)
+        reader = ReadOnce(self.item.source, run.cancel, self._expected())
         if not run.plan.adds or self.item.key in run.there:  # a new file beside the old ones leaves their manifest true
             run.uncommit()  # only now: a file that is gone by now costs the old upload nothing
         self.attempts += 1
@@ -542,9 +543,14 @@ class _Landing:
             return None
         return next((name for name in _STRONGEST if name in stored.digests and name in DIGESTS), None)
 
+    def _expected(self) -> list[str]:
+        """Name the digests that the backend will report of this object, as far as that is known."""
+        size = self.item.size or 0
+        return [name for name, largest in list(self.run.reported.items()) if size <= largest]
+
     def _compare(self, name: Proof, ours: dict[str, str], stored: StoredArtifact) -> Proof:
         """Hold our digest against the one the backend reports."""
-        self.run.reported.add(name)
+        self.run.reported[name] = max(stored.size, self.run.reported.get(name, 0))
         # Read again only for the first objects, before it was known which digest this backend reports.
         mine = ours[name] if name in ours else self._read_through(name)[name]
         if mine != stored.digests[name]:

@@ -86,11 +86,11 @@ class Blobs:
 
     def put(
         self, url: SignedUrl, stream: BinaryIO, size: int | None, what: str, on_bytes: OnBytes | None
-    ) -> tuple[int, dict[str, str]] | None:
+    ) -> tuple[int, dict[str, str]]:
         """Write the whole stream, overwriting; the blob changes at once, when all of it is there.
 
         Each request carries the MD5 of its bytes, which the store checks. A large blob is committed by one Put Block
-        List with the MD5 of the whole, so that readers can check it too.
+        List, and has no MD5 of the whole: the store computes none, and one of ours would prove no more than the others.
 
         Parameters
         ----------
@@ -104,9 +104,8 @@ class Blobs:
 
         Returns
         -------
-        tuple of int and dict, or None
-            The bytes that the store took and what it says of them; None where it took them in parts and says nothing
-            of the whole: look at it then.
+        tuple of int and dict
+            The bytes that the store took, and the digests that it computed of them.
         """
         doing = f"{what} could not be put"
         if size is None or size <= _WHOLE:
@@ -118,8 +117,7 @@ class Blobs:
             pieces = _rest(first, stream)
         else:
             pieces = cut(stream, size, max(_BLOCK, -(-size // _BLOCKS)))
-        self._put_blocks(url, pieces, doing, on_bytes)
-        return None
+        return self._put_blocks(url, pieces, doing, on_bytes), {}
 
     def head(self, url: SignedUrl, what: str) -> tuple[int, dict[str, str]] | None:
         """Return size and digests, None where there is no blob."""
@@ -152,28 +150,23 @@ class Blobs:
         self._check(response, doing, 201)
         return len(data), _digests(response)
 
-    def _put_blocks(self, url: SignedUrl, pieces: Iterator[memoryview], doing: str, on_bytes: OnBytes | None) -> None:
-        whole = hashlib.md5(usedforsecurity=False)
+    def _put_blocks(self, url: SignedUrl, pieces: Iterator[memoryview], doing: str, on_bytes: OnBytes | None) -> int:
         # Names of this upload alone, all of one length: two writers of one blob must not take each other's blocks.
         upload = uuid.uuid4().hex
 
-        def summed(piece: memoryview) -> memoryview:
-            whole.update(piece)
-            return piece
-
-        def put(number: int, piece: memoryview) -> str:
+        def put(number: int, piece: memoryview) -> tuple[str, int]:
             name = base64.b64encode(f"{upload}{number:016d}".encode()).decode()
             query = f"comp=block&blockid={quote(name, safe='')}"
             self._check(self._request(url, "PUT", doing, query, body=piece, headers=_sum(piece)), doing, 201)
-            return name
+            return name, len(piece)
 
-        names = self._parts.send(map(summed, pieces), put, on_bytes)
+        blocks = self._parts.send(pieces, put, on_bytes)
         body = "<?xml version='1.0' encoding='utf-8'?><BlockList>"
-        body += "".join(f"<Latest>{name}</Latest>" for name in names) + "</BlockList>"
-        md5 = base64.b64encode(whole.digest()).decode()
-        headers = {"x-ms-blob-content-md5": md5, "x-ms-blob-content-type": "application/octet-stream"}
+        body += "".join(f"<Latest>{name}</Latest>" for name, _ in blocks) + "</BlockList>"
+        headers = {"x-ms-blob-content-type": "application/octet-stream", **_sum(body.encode())}
         response = self._request(url, "PUT", doing, "comp=blocklist", body=body.encode(), headers=headers)
         self._check(response, doing, 201)
+        return sum(size for _, size in blocks)
 
     def _range(self, url: SignedUrl, start: int, etag: str | None, doing: str) -> tuple[BaseHTTPResponse, int]:
         """Return the answer that holds a window of the blob, and the blob's size."""

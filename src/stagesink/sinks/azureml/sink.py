@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from stagesink._version import __version__
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
-from stagesink.errors import ArtifactNotFound, InvalidKey, SinkError, VerificationError
+from stagesink.errors import ArtifactNotFound, InvalidKey, SinkError
 from stagesink.sinks._http.client import HttpClient
 from stagesink.sinks._http.pools import PoolsByHost, pool_manager
 from stagesink.sinks.azureml.address import Address, address_of
@@ -83,13 +83,8 @@ class AzureMLSink:
             size = source.size
             url = self._registrar(run).url(key.path) or run.write_url(key.path)
             signed = SignedUrl(url, partial(run.write_url, key.path))
-            whole = self._blobs.put(signed, stream, size, f"{run.uri}/{key.path}", on_bytes)
-        if whole is not None:
-            return self._describe(run, key, *whole)
-        stored = self.stat(key)
-        if stored is None:
-            raise VerificationError(f"{run.uri}/{key.path} was committed, and is not there.")
-        return stored
+            taken = self._blobs.put(signed, stream, size, f"{run.uri}/{key.path}", on_bytes)
+        return self._describe(run, key, *taken)
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
         """Return what is held under ``key``, or None."""
