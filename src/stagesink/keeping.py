@@ -107,8 +107,10 @@ class Keeper:
         """The outbox, made when it is first needed."""
         return open_outbox(self._config.artifacts.outbox)
 
-    def keep(self, plans: Sequence[Plan], sink_uri: str, *, quick: bool = False) -> list[Entry]:
-        """Keep uploads.
+    def keep(
+        self, plans: Sequence[Plan], sink_uri: str, *, quick: bool = False, error: Exception | None = None
+    ) -> list[Entry]:
+        """Keep uploads, which failed with an error if one is given.
 
         Raises
         ------
@@ -120,7 +122,10 @@ class Keeper:
             slot = self._config.stages.slot_for(self._stage, plan.path)
             priority = {} if slot is None else {"priority": slot.priority}
             name = None if slot is None else slot.name
-            kept.append(self.outbox.keep(plan, sink_uri, stage=self._stage, slot=name, quick=quick, **priority))
+            why = None if error is None else getattr(error, "message", type(error).__name__)
+            kept.append(
+                self.outbox.keep(plan, sink_uri, stage=self._stage, slot=name, quick=quick, why=why, **priority)
+            )
         return kept
 
     @contextmanager

@@ -289,15 +289,15 @@ class ArtifactUploader:
         """Upload what was planned for :attr:`run_id` already, if its stage and slot are switched on."""
         return self._upload(plan.path, lambda: None if self._skipped(plan.path) else plan)
 
-    def keep_plan(self, plan: Plan) -> None:
-        """Keep in the outbox what was planned, instead of uploading it.
+    def keep_plan(self, plan: Plan, error: StagesinkError | None = None) -> None:
+        """Keep in the outbox what was planned, instead of uploading it, or after that failed with an error.
 
         Raises
         ------
         SourceError, OutboxError
             It could not be kept.
         """
-        self._keeper.keep([plan], self.sink.uri)
+        self._keeper.keep([plan], self.sink.uri, error=error)
 
     def upload_slots(self, paths: Mapping[str, StrPath], *, trial_number: int | None = None) -> dict[str, bool]:
         """Upload what the stage hands over, slot by slot, each to the destination the stage table names.
@@ -535,7 +535,7 @@ class ArtifactUploader:
         after = ""
         if plans and policy == "keep" and self._keeper.is_on and can_wait(error):
             try:
-                size = sum(entry.size for entry in self._keeper.keep(plans, self.sink.uri))
+                size = sum(entry.size for entry in self._keeper.keep(plans, self.sink.uri, error=error))
             except StagesinkError as second:
                 after = f" It could not be kept either: {second}"
             else:

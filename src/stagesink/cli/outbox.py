@@ -90,7 +90,7 @@ def sync(
     size = sum(each.row.bytes for each in landed)
     lines = [f"Landed: {count(len(landed), 'upload')}, {human_size(size)}"] if landed or not waiting else []
     if waiting:
-        lines.append(f"{count(len(waiting), 'upload')} still waits: `stagesink status` says why.")
+        lines.append(f"Still waiting: {count(len(waiting), 'upload')}. `stagesink status` says why.")
     out.show(document, *lines)
     if waiting:
         raise typer.Exit(KEPT)
@@ -207,7 +207,7 @@ def rm(
     document = {"removed": [row.id for row in removed], "held": [row.id for row in held]}
     lines = [f"Removed: {count(len(removed), 'upload')}"]
     if held:
-        lines.append(f"{count(len(held), 'upload')} is being uploaded just now and stays.")
+        lines.append(f"Being uploaded just now, so not removed: {count(len(held), 'upload')}")
     out.show(document, *lines)
 
 

@@ -98,7 +98,7 @@ def _kept_instead(uploader: ArtifactUploader, plan: Plan, error: StagesinkError)
     if not settings.enabled or not can_wait(error):
         return error
     try:
-        uploader.keep_plan(plan)
+        uploader.keep_plan(plan, error)
     except OutboxError as second:
         return type(second)(f"{error} It could not be kept either: {second.message}", hint=second.hint)
     return KeptInOutbox(f"{plan.path} is kept in {os.path.abspath(settings.path)}: {error}")

@@ -91,6 +91,7 @@ class Outbox:
         slot: str | None = None,
         priority: int = 0,
         quick: bool = False,
+        why: str | None = None,
     ) -> Entry:
         """Take what is to be uploaded, and return once it is whole on this disk.
 
@@ -105,6 +106,8 @@ class Outbox:
         quick : bool
             Large files may be hard links for now, and nothing waits for the disk: safe from a kill at once, and from a
             power cut after :meth:`settle`.
+        why : str, optional
+            Why it did not land, if that was tried.
 
         Raises
         ------
@@ -156,6 +159,8 @@ class Outbox:
             self._refuse(error)
         with self._forgiving():
             self._reconciled(lambda: self._index.add([entry]))
+        if why is not None:
+            self.note_failed(entry.id, why)
         return entry
 
     def settle(self, entry: Entry) -> None:

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from outside import not_root
+
+from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.errors import OutboxError, OutboxFull, SourceChanged, SourceNotFound
+from stagesink.outbox.settings import OutboxSettings
+from stagesink.outbox.store import Outbox
+from stagesink.transfer import plan_file, plan_packed_tree, plan_tree
+from stagesink.transfer.plan import Plan, PlannedObject
+
+SINK = "file:/somewhere"
+
+
+def kept_bytes(outbox: Outbox) -> dict[str, bytes]:
+    (entry,) = outbox.entries()
+    return {file.path: Path(entry.place(file)).read_bytes() for file in entry.files}
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_is_kept_is_there_for_every_other_process(
+    outbox: Outbox, reopened: Outbox, checkpoint: Path, quick: bool
+) -> None:
+    kept = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint", quick=quick)
+    (found,) = reopened.entries()
+    assert found == kept
+    assert kept_bytes(reopened) == {
+        "checkpoint/model.bin": b"m" * (2 << 20),
+        "checkpoint/sub/ünï code #1.json": b"{}",
+        "checkpoint/empty": b"",
+    }
+    (row,) = reopened.rows()
+    assert (row.run_id, row.path, row.stage, row.slot, row.files, row.bytes) == (
+        *("run", "checkpoint", "training", "checkpoint", 3, (2 << 20) + 2),
+    )
+
+
+def test_its_owner_may_rotate_the_checkpoint_the_next_moment(outbox: Outbox, checkpoint: Path) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, quick=True)
+    shutil.rmtree(checkpoint)
+    assert kept_bytes(outbox)["checkpoint/model.bin"] == b"m" * (2 << 20)
+
+
+def test_a_plan_comes_back_as_it_was(outbox: Outbox, checkpoint: Path) -> None:
+    plan = plan_packed_tree(
+        "run", "best.tar.gz", checkpoint, archive_format="tar.gz", details={"trial_number": 7}, provenance={"stage": "hpo"}
+    )
+    again = outbox.keep(plan, SINK).plan()
+    assert replace(again, objects=()) == replace(plan, objects=())
+    with plan.objects[0].source.open() as sent, again.objects[0].source.open() as kept:
+        assert kept.read() == sent.read()
+
+
+def test_bytes_in_memory_are_kept_too(outbox: Outbox) -> None:
+    item = PlannedObject(ArtifactKey("run", "note.txt"), MemorySource(b"hello"), 5)
+    outbox.keep(Plan("run", "note.txt", "file", (item,)), SINK)
+    assert kept_bytes(outbox) == {"note.txt": b"hello"}
+
+
+def test_a_file_seen_rewritten_in_place_is_copied_from_then_on(outbox: Outbox, checkpoint: Path) -> None:
+    hows = []
+    for _ in range(3):
+        entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, quick=True)
+        hows.append({file.path: file.how for file in entry.files}["checkpoint/model.bin"])
+        with (checkpoint / "model.bin").open("r+b") as stream:
+            stream.write(os.urandom(8))
+    if hows[0] == "reflink":
+        pytest.skip("this disk has reflinks, which nobody can write through")
+    assert hows == ["link", "copy", "copy"]
+
+
+def test_a_link_that_was_written_through_is_an_error_and_never_uploaded(outbox: Outbox, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, quick=True)
+    if any(file.how == "reflink" for file in entry.files):
+        pytest.skip("this disk has reflinks, which nobody can write through")
+    (checkpoint / "model.bin").write_bytes(b"the next checkpoint, half of it")
+    with pytest.raises(SourceChanged, match="in place"):
+        outbox.own(entry)
+    sources = {item.key.path: item.source for item in entry.plan().objects}
+    with pytest.raises(SourceChanged, match="in place"):
+        sources["checkpoint/model.bin"].open()
+
+
+def test_what_must_wait_long_shares_nothing_with_its_owner(outbox: Outbox, reopened: Outbox, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, quick=True)
+    outbox.settle(entry)
+    own = outbox.own(entry)
+    (checkpoint / "model.bin").write_bytes(b"the next checkpoint")
+    assert kept_bytes(reopened)["checkpoint/model.bin"] == b"m" * (2 << 20)
+    assert {file.how for file in own.files} <= {"copy", "reflink"}
+
+
+def test_nothing_is_left_of_what_could_not_be_kept(outbox: Outbox, checkpoint: Path) -> None:
+    plan = plan_tree("run", "checkpoint", checkpoint)
+    (checkpoint / "model.bin").unlink()
+    with pytest.raises(SourceNotFound):
+        outbox.keep(plan, SINK)
+    assert outbox.rows() == []
+    assert list((outbox.path / "entries").iterdir()) == []
+
+
+# -- room --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_too_much_is_refused_clearly(settings: OutboxSettings, checkpoint: Path) -> None:
+    outbox = Outbox(replace(settings, max_bytes=3 << 20))
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint")
+    with pytest.raises(OutboxFull, match=r"no room .* 2,097,154 bytes of other.*stagesink sync"):
+        outbox.keep(plan_tree("run", "other", checkpoint), SINK)
+    assert [row.path for row in outbox.rows()] == ["checkpoint"]
+
+
+def test_older_checkpoints_of_the_slot_give_way_and_it_is_said(
+    settings: OutboxSettings, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = Outbox(replace(settings, max_bytes=5 << 20))
+    for path in ("checkpoint-1", "checkpoint-2", "checkpoint-3"):
+        outbox.keep(plan_tree("run", path, checkpoint), SINK, stage="training", slot="checkpoint")
+    assert [row.path for row in outbox.rows()] == ["checkpoint-2", "checkpoint-3"]
+    assert "checkpoint-1 of run run" in caplog.text
+    assert "NOT uploaded" in caplog.text
+
+
+def test_another_runs_checkpoints_and_other_slots_give_way_to_nobody(
+    settings: OutboxSettings, checkpoint: Path
+) -> None:
+    outbox = Outbox(replace(settings, max_bytes=5 << 20))
+    outbox.keep(plan_tree("other", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint")
+    outbox.keep(plan_tree("run", "plots", checkpoint), SINK, stage="training", slot="plots")
+    with pytest.raises(OutboxFull):
+        outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint")
+    assert len(outbox.rows()) == 2
+
+
+def test_what_lands_just_now_is_not_thrown_away(settings: OutboxSettings, checkpoint: Path) -> None:
+    outbox = Outbox(replace(settings, max_bytes=3 << 20))
+    old = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    with outbox.claim(old.id) as held, pytest.raises(OutboxFull):
+        assert held == old
+        outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    assert outbox.entry(old.id) == old
+
+
+def test_the_disk_keeps_its_free_space(settings: OutboxSettings, checkpoint: Path) -> None:
+    outbox = Outbox(replace(settings, keep_free=1 << 60))
+    with pytest.raises(OutboxFull, match="are to stay so"):
+        outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_is_held_by_one(outbox: Outbox, reopened: Outbox, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    with outbox.claim(entry.id) as mine, reopened.claim(entry.id) as theirs:
+        assert (mine, theirs) == (entry, None)
+    with reopened.claim(entry.id) as theirs:
+        assert theirs == entry
+
+
+def test_a_claim_dies_with_its_process(outbox: Outbox, settings: OutboxSettings, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    holder = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import sys, time\n"
+            "from stagesink.outbox.settings import OutboxSettings\n"
+            "from stagesink.outbox.store import Outbox\n"
+            "with Outbox(OutboxSettings(path=sys.argv[1])).claim(sys.argv[2]):\n"
+            "    print('held', flush=True)\n"
+            "    time.sleep(600)\n",
+            *(settings.path, entry.id),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with outbox.claim(entry.id) as held:
+            assert held is None
+    finally:
+        holder.kill()
+        holder.communicate()
+    with outbox.claim(entry.id) as held:
+        assert held == entry
+
+
+def test_what_is_gone_cannot_be_held(outbox: Outbox, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    outbox.remove(entry.id)
+    outbox.remove(entry.id)
+    with outbox.claim(entry.id) as held:
+        assert held is None
+    assert not any((outbox.path / "entries").iterdir())
+
+
+def test_one_sync_at_a_time_and_the_other_says_who(outbox: Outbox, reopened: Outbox) -> None:
+    with outbox.one_sync(wait=False), pytest.raises(OutboxError, match=f"Process {os.getpid()} on "):  # noqa: SIM117
+        with reopened.one_sync(wait=False):
+            pass
+    with reopened.one_sync(wait=False):
+        pass
+
+
+# -- through damage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["lost", "random", "truncated", "empty", "another program's"])
+def test_a_damaged_index_is_made_anew_and_its_bytes_are_set_aside(
+    outbox: Outbox, settings: OutboxSettings, checkpoint: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    outbox.close()
+    index = outbox.path / "index.db"
+    for ending in ("-wal", "-shm"):
+        Path(f"{index}{ending}").unlink(missing_ok=True)
+    damaged = {
+        "random": os.urandom(20_000),
+        "truncated": index.read_bytes()[:5000],
+        "empty": b"",
+        "another program's": b"hello, I am a text\n" * 100,
+    }
+    if how == "lost":
+        index.unlink()
+    else:
+        index.write_bytes(damaged[how])
+    again = Outbox(settings)
+    assert again.entries() == [entry]
+    assert [row.path for row in again.rows()] == ["checkpoint"]
+    aside = list(outbox.path.glob("index.db.damaged-*"))
+    if how in ("lost", "empty"):  # an empty file is an empty database
+        assert aside == []
+    else:
+        assert [each.read_bytes() for each in aside if not each.name.endswith(("-wal", "-shm"))] == [damaged[how]]
+        assert str(aside[0]) in caplog.text
+    again.remove(entry.id)
+    assert again.rows() == []
+
+
+def test_an_index_damaged_while_it_is_open_is_mended(outbox: Outbox, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    with (outbox.path / "index.db").open("r+b") as file:
+        file.write(os.urandom(4096))
+    assert outbox.entries() == [entry]
+
+
+def test_an_index_that_another_holds_is_waited_for(
+    outbox: Outbox, settings: OutboxSettings, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.keep(plan_tree("run", "a", checkpoint), SINK)
+    monkeypatch.setattr("stagesink.outbox.index._BUSY_SECONDS", 0.05)
+    busy = Outbox(settings)
+    other = sqlite3.connect(outbox.path / "index.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    entry = busy.keep(plan_tree("run", "b", checkpoint), SINK)  # whole on the disk: the index can be told later
+    other.execute("COMMIT")
+    other.close()
+    assert [row.path for row in outbox.rows()] == ["a", "b"]
+    assert outbox.entry(entry.id) == entry
+
+
+def test_an_outbox_that_is_removed_under_us_is_made_anew(outbox: Outbox, checkpoint: Path) -> None:
+    outbox.keep(plan_tree("run", "a", checkpoint), SINK)
+    shutil.rmtree(outbox.path)
+    assert outbox.rows() == []
+    entry = outbox.keep(plan_tree("run", "b", checkpoint), SINK)
+    assert outbox.entries() == [entry]
+
+
+def test_a_damaged_entry_is_left_alone_and_the_others_go_on(
+    outbox: Outbox, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = outbox.keep(plan_tree("run", "bad", checkpoint), SINK)
+    good = outbox.keep(plan_tree("run", "good", checkpoint), SINK)
+    (bad.folder / "plan.json").write_bytes(b"{")
+    assert outbox.entries() == [good]
+    assert f"{bad.folder} is damaged" in caplog.text
+    assert (bad.folder / "files").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"000000"', '"../../../etc/passwd"'),
+        ('"000000"', '"000000/../../x"'),
+        ('"run_id":"run"', '"run_id":".."'),
+        ('"path":"checkpoint"', '"path":"/etc"'),
+        ('"checkpoint/model.bin"', '"../model.bin"'),
+        ('"kind":"tree"', '"kind":"device"'),
+        ('"format":"stagesink.outbox/1"', '"format":"stagesink.outbox/9"'),
+    ],
+)
+def test_a_plan_that_somebody_forged_is_refused(outbox: Outbox, checkpoint: Path, old: str, new: str) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    plan = entry.folder / "plan.json"
+    text = plan.read_text()
+    assert old in text
+    plan.write_text(text.replace(old, new, 1))
+    assert outbox.entry(entry.id) is None
+
+
+def test_what_a_killed_process_left_is_no_entry_and_gc_removes_it(outbox: Outbox, reopened: Outbox) -> None:
+    part = outbox.path / "entries" / ".20260101T000000-0123456789ab"
+    (part / "files").mkdir(parents=True)
+    (part / "files" / "000000").write_bytes(b"x" * 100)
+    assert outbox.entries() == []
+    assert reopened.gc() == 0  # it is younger than a minute: its writer may live
+    assert reopened.gc(older_than=0) == 100
+    assert not part.exists()
+
+
+def test_gc_leaves_what_is_being_written(outbox: Outbox, reopened: Outbox, checkpoint: Path) -> None:
+    seen: list[int] = []
+
+    class Slow(MemorySource):
+        def open(self):  # type: ignore[no-untyped-def]
+            seen.append(reopened.gc(older_than=0))
+            return super().open()
+
+    item = PlannedObject(ArtifactKey("run", "note.txt"), Slow(b"hello"), 5)
+    outbox.keep(Plan("run", "note.txt", "file", (item,)), SINK)
+    assert seen == [0]
+    assert kept_bytes(outbox) == {"note.txt": b"hello"}
+
+
+# -- other users -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_for_this_user_alone(outbox: Outbox, checkpoint: Path) -> None:
+    os.umask(os.umask(0))
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    assert os.stat(outbox.path).st_mode & 0o777 == 0o700
+    for each in outbox.path.rglob("*"):
+        assert os.lstat(each).st_mode & 0o077 == 0, each
+
+
+def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "outbox").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutboxError, match="is a link"):
+        Outbox(OutboxSettings(path=str(tmp_path / "outbox")))
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutboxError, match=r"cannot be used: .* STAGESINK_OUTBOX_PATH"):
+        Outbox(OutboxSettings(path=str(tmp_path / "file" / "outbox")))
+    (tmp_path / "ro").mkdir(mode=0o500)
+    with not_root(), pytest.raises(OutboxError, match="Permission denied"):
+        Outbox(OutboxSettings(path=str(tmp_path / "ro" / "outbox")))
+
+
+def test_the_address_it_keeps_has_no_secret(outbox: Outbox, checkpoint: Path) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), "mlflow+http://user:hunter2@host:5000?sig=abc")
+    (row,) = outbox.rows()
+    assert row.sink == "mlflow+http://host:5000"
+    for each in outbox.path.rglob("*"):
+        if each.is_file():
+            assert b"hunter2" not in each.read_bytes()
