@@ -90,9 +90,7 @@ def test_another_disk_gets_a_copy(file: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_a_file_that_changes_meanwhile_is_not_kept(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_meanwhile_is_not_kept(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy_of_a_file_in_work(source: FileSource, target: str) -> str:
         digest = copy(source, target)
         file.write_bytes(b"longer" * 2000)

@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from outside import not_root
 
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import OutboxError, OutboxFull, SourceChanged, SourceNotFound
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
-from stagesink.transfer import plan_file, plan_packed_tree, plan_tree
+from stagesink.transfer import plan_packed_tree, plan_tree
 from stagesink.transfer.plan import Plan, PlannedObject
 
 SINK = "file:/somewhere"
@@ -33,7 +32,9 @@ def kept_bytes(outbox: Outbox) -> dict[str, bytes]:
 def test_what_is_kept_is_there_for_every_other_process(
     outbox: Outbox, reopened: Outbox, checkpoint: Path, quick: bool
 ) -> None:
-    kept = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint", quick=quick)
+    kept = outbox.keep(
+        plan_tree("run", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint", quick=quick
+    )
     (found,) = reopened.entries()
     assert found == kept
     assert kept_bytes(reopened) == {
@@ -55,7 +56,12 @@ def test_its_owner_may_rotate_the_checkpoint_the_next_moment(outbox: Outbox, che
 
 def test_a_plan_comes_back_as_it_was(outbox: Outbox, checkpoint: Path) -> None:
     plan = plan_packed_tree(
-        "run", "best.tar.gz", checkpoint, archive_format="tar.gz", details={"trial_number": 7}, provenance={"stage": "hpo"}
+        "run",
+        "best.tar.gz",
+        checkpoint,
+        archive_format="tar.gz",
+        details={"trial_number": 7},
+        provenance={"stage": "hpo"},
     )
     again = outbox.keep(plan, SINK).plan()
     assert replace(again, objects=()) == replace(plan, objects=())
@@ -117,7 +123,7 @@ def test_nothing_is_left_of_what_could_not_be_kept(outbox: Outbox, checkpoint: P
 def test_what_is_too_much_is_refused_clearly(settings: OutboxSettings, checkpoint: Path) -> None:
     outbox = Outbox(replace(settings, max_bytes=3 << 20))
     outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint")
-    with pytest.raises(OutboxFull, match=r"no room .* 2,097,154 bytes of other.*stagesink sync"):
+    with pytest.raises(OutboxFull, match=r"no room for other \(2,097,154 bytes; 2,097,154 wait; .* stagesink sync"):
         outbox.keep(plan_tree("run", "other", checkpoint), SINK)
     assert [row.path for row in outbox.rows()] == ["checkpoint"]
 
@@ -147,15 +153,14 @@ def test_another_runs_checkpoints_and_other_slots_give_way_to_nobody(
 def test_what_lands_just_now_is_not_thrown_away(settings: OutboxSettings, checkpoint: Path) -> None:
     outbox = Outbox(replace(settings, max_bytes=3 << 20))
     old = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
-    with outbox.claim(old.id) as held, pytest.raises(OutboxFull):
-        assert held == old
+    with outbox.claim(old.id), pytest.raises(OutboxFull):
         outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
     assert outbox.entry(old.id) == old
 
 
 def test_the_disk_keeps_its_free_space(settings: OutboxSettings, checkpoint: Path) -> None:
     outbox = Outbox(replace(settings, keep_free=1 << 60))
-    with pytest.raises(OutboxFull, match="are to stay so"):
+    with pytest.raises(OutboxFull, match="the disk is full"):
         outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
 
 
@@ -205,6 +210,7 @@ def test_what_is_gone_cannot_be_held(outbox: Outbox, checkpoint: Path) -> None:
     with outbox.claim(entry.id) as held:
         assert held is None
     assert not any((outbox.path / "entries").iterdir())
+    assert not any((outbox.path / "claims").iterdir())
 
 
 def test_one_sync_at_a_time_and_the_other_says_who(outbox: Outbox, reopened: Outbox) -> None:
@@ -317,8 +323,7 @@ def test_what_a_killed_process_left_is_no_entry_and_gc_removes_it(outbox: Outbox
     (part / "files").mkdir(parents=True)
     (part / "files" / "000000").write_bytes(b"x" * 100)
     assert outbox.entries() == []
-    assert reopened.gc() == 0  # it is younger than a minute: its writer may live
-    assert reopened.gc(older_than=0) == 100
+    assert reopened.gc() > 100
     assert not part.exists()
 
 
@@ -327,7 +332,7 @@ def test_gc_leaves_what_is_being_written(outbox: Outbox, reopened: Outbox, check
 
     class Slow(MemorySource):
         def open(self):  # type: ignore[no-untyped-def]
-            seen.append(reopened.gc(older_than=0))
+            seen.append(reopened.gc())
             return super().open()
 
     item = PlannedObject(ArtifactKey("run", "note.txt"), Slow(b"hello"), 5)
@@ -355,13 +360,10 @@ def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
     assert not any((tmp_path / "theirs").iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutboxError, match=r"cannot be used: .* STAGESINK_OUTBOX_PATH"):
+    with pytest.raises(OutboxError, match=r"cannot be used: .*\(STAGESINK_OUTBOX_PATH\)"):
         Outbox(OutboxSettings(path=str(tmp_path / "file" / "outbox")))
-    (tmp_path / "ro").mkdir(mode=0o500)
-    with not_root(), pytest.raises(OutboxError, match="Permission denied"):
-        Outbox(OutboxSettings(path=str(tmp_path / "ro" / "outbox")))
 
 
 def test_the_address_it_keeps_has_no_secret(outbox: Outbox, checkpoint: Path) -> None:

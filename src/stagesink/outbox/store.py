@@ -2,7 +2,8 @@
 
 An entry is a folder. It is made under a name with a dot, and is there from the moment it is renamed to its own:
 
-1.  ``entries/.<id>`` is made, and locked as long as its writer lives. What no living process holds is garbage.
+1.  ``claims/<id>`` is locked, as long as its writer lives, then ``entries/.<id>`` is made. What no living process
+    holds is garbage.
 2.  The bytes are taken (:mod:`.snapshot`), then ``plan.json`` is written: a folder without it is never an entry.
 3.  Files, plan and folder reach the disk; then the rename to ``entries/<id>``, and the parent reaches the disk. A kill
     before it leaves garbage, a kill after it leaves an entry.
@@ -44,7 +45,7 @@ T = TypeVar("T")
 _log = logging.getLogger("stagesink")
 
 _ENTRIES = "entries"
-_CLAIM = "claim"
+_CLAIMS = "claims"
 _SYNC = "sync.lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -136,9 +137,9 @@ class Outbox:
             linkable = self._linkable(sources) if quick and self.settings.snapshot == "auto" else frozenset()
             copied = sum(size for path, _, size in sources if path not in linkable)
             self._make_room(entry, sum(size for _, _, size in sources), copied)
-            os.mkdir(part, 0o700)
-            with FileLock(part / _CLAIM, mode=0o600):
+            with self._lock(entry_id):
                 try:
+                    os.mkdir(part, 0o700)
                     os.mkdir(part / FILES, 0o700)
                     files = tuple(
                         _take(number, path, source, part / FILES, may_link=path in linkable, sync=not quick)
@@ -244,16 +245,22 @@ class Outbox:
         timeout : float
             Seconds to wait for whoever holds it; -1 waits as long as it takes.
         """
-        lock = FileLock(self._entries / entry_id / _CLAIM, mode=0o600, thread_local=False)
+        if not (self._entries / entry_id).is_dir():
+            yield None
+            return
+        lock = self._lock(entry_id)
         try:
             lock.acquire(timeout=timeout)
-        except (Timeout, FileNotFoundError, NotADirectoryError):
+        except Timeout:
             yield None
             return
         except OSError as error:
             self._refuse(error)
         try:
-            yield self.entry(entry_id)
+            entry = self.entry(entry_id)
+            if entry is None:
+                self._forget_claim(entry_id)
+            yield entry
         finally:
             lock.release()
 
@@ -324,32 +331,23 @@ class Outbox:
         with self._forgiving():
             self._reconciled(lambda: self._index.drop([entry_id]))
         shutil.rmtree(gone, ignore_errors=True)
+        self._forget_claim(entry_id)
 
-    def gc(self, *, older_than: float = 60.0) -> int:
-        """Remove what killed processes have left half-made.
-
-        Parameters
-        ----------
-        older_than : float
-            Seconds: a younger one may just not be locked yet.
-
-        Returns
-        -------
-        int
-            Bytes that were freed.
-        """
+    def gc(self) -> int:
+        """Remove what killed processes have left half-made, and return how many bytes that was."""
         freed = 0
-        for folder in self._folders(hidden=True):
-            if not _is_older(folder, older_than):
-                continue
-            lock = FileLock(folder / _CLAIM, mode=0o600, thread_local=False)
+        ids = {folder.name[1:] for folder in self._folders(hidden=True)}
+        for entry_id in {*ids, *self._claimed()}:
+            lock = self._lock(entry_id)
             try:
                 lock.acquire(timeout=0)
             except (Timeout, OSError):
                 continue  # it is being written, or being removed
             try:
-                freed += sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
-                shutil.rmtree(folder, ignore_errors=True)
+                left = self._entries / f".{entry_id}"
+                freed += sum(each.lstat().st_size for each in left.rglob("*"))
+                shutil.rmtree(left, ignore_errors=True)
+                self._forget_claim(entry_id)
             finally:
                 lock.release()
         return freed
@@ -360,7 +358,7 @@ class Outbox:
         """Make the folder for this user alone, and refuse one that another user could have laid out."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for folder in (self.path, self._entries):
+            for folder in (self.path, self._entries, self.path / _CLAIMS):
                 with suppress(FileExistsError):
                     os.mkdir(folder, 0o700)
                 status = os.lstat(folder)
@@ -376,6 +374,21 @@ class Outbox:
                 _write(ignore, b"*\n", sync=False)
         except OSError as error:
             self._refuse(error)
+
+    def _lock(self, entry_id: str) -> FileLock:
+        # Beside the entry, not in it: the lock is there before its folder, and the library makes missing folders.
+        return FileLock(self.path / _CLAIMS / entry_id, mode=0o600, thread_local=False)
+
+    def _claimed(self) -> set[str]:
+        """Return the ids that have a lock file and no entry."""
+        claims = {each.name for each in (self.path / _CLAIMS).iterdir()}
+        return claims - {folder.name for folder in self._folders(hidden=False)}
+
+    def _forget_claim(self, entry_id: str) -> None:
+        """Remove the lock file of an entry that is gone. No other will ever have its id."""
+        if not (self._entries / entry_id).exists():
+            with suppress(OSError):
+                os.unlink(self.path / _CLAIMS / entry_id)
 
     def _refuse(self, error: OSError) -> NoReturn:
         reason = error.strerror or str(error)
@@ -469,13 +482,6 @@ class Outbox:
                 self.remove(row.id)
             used -= row.bytes
             available = shutil.disk_usage(self._entries).free
-
-
-def _is_older(folder: Path, seconds: float) -> bool:
-    try:
-        return time.time() - folder.stat().st_mtime >= seconds
-    except FileNotFoundError:
-        return False
 
 
 def _same_slot(row: Row, entry: Entry) -> bool:
