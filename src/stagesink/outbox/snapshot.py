@@ -27,6 +27,9 @@ _NO_REFLINK = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 _MODE = 0o600
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What a full disk says."""
+
 
 class Taken(NamedTuple):
     """What was taken, and how. ``sha256`` is known where the bytes passed through here."""

@@ -15,7 +15,6 @@ bytes, and whoever lands one holds its ``claim``, a lock that dies with its proc
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import platform
@@ -35,8 +34,9 @@ from stagesink.artifacts import FileSource, Fingerprint, Source
 from stagesink.errors import OutboxError, OutboxFull
 from stagesink.outbox.entry import FILES, PLAN_FILE, Entry, KeptFile, KeptSource, Packed, overlap
 from stagesink.outbox.index import DamagedIndex, Index, Row
+from stagesink.outbox.local_runs import LocalRuns
 from stagesink.outbox.settings import OutboxSettings
-from stagesink.outbox.snapshot import LINK_FROM, Taken, copy, is_shared, settle, take, unshare
+from stagesink.outbox.snapshot import FULL, LINK_FROM, Taken, copy, is_shared, settle, take, unshare
 from stagesink.redaction import bare_uri
 from stagesink.transfer.plan import Plan
 
@@ -47,7 +47,6 @@ _log = logging.getLogger("stagesink")
 _ENTRIES = "entries"
 _CLAIMS = "claims"
 _SYNC = "sync.lock"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Outbox:
@@ -69,6 +68,7 @@ class Outbox:
     def __init__(self, settings: OutboxSettings) -> None:
         self.settings = settings
         self.path = Path(settings.path).absolute()
+        self.runs = LocalRuns(self.path / "runs")
         self._entries = self.path / _ENTRIES
         self._index = Index(self.path / "index.db")
         self._make()
@@ -230,8 +230,8 @@ class Outbox:
 
     def waiting_for(self, sink_uri: str, run_id: str, path: str) -> list[Row]:
         """Return what waits to land at ``path``, inside it, or around it; oldest first."""
-        sink = bare_uri(sink_uri)
-        return [row for row in self.rows() if (row.sink, row.run_id) == (sink, run_id) and overlap(row.path, path)]
+        sink, names = bare_uri(sink_uri), self.runs.names_of(run_id, sink_uri)
+        return [row for row in self.rows() if row.sink == sink and row.run_id in names and overlap(row.path, path)]
 
     # -- landing -----------------------------------------------------------------------------------------------------
 
@@ -392,7 +392,7 @@ class Outbox:
 
     def _refuse(self, error: OSError) -> NoReturn:
         reason = error.strerror or str(error)
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise OutboxFull(f"The disk of the outbox {self.path} is full: {reason}.") from error
         raise OutboxError(f"The outbox {self.path} cannot be used: {reason}.") from error
 
