@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from outbox_store import Store
 
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
-
-
-class Store:
-    """A folder that a ``file:`` sink stores in; a file of its name makes every upload fail."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.uri = f"file:{folder}"
-
-    def take_away(self) -> None:
-        self.folder.write_text("not a folder")
-
-    def bring_back(self) -> None:
-        self.folder.unlink()
-
-    def files(self, run_id: str = "run") -> dict[str, bytes]:
-        """What lies there, read without stagesink; manifests left out."""
-        root = self.folder / run_id
-        found = {str(each.relative_to(root)): each.read_bytes() for each in root.rglob("*") if each.is_file()}
-        return {name: data for name, data in found.items() if not name.endswith("manifest.json")}
 
 
 @pytest.fixture
@@ -66,7 +46,3 @@ def checkpoint(tmp_path: Path) -> Path:
     (folder / "sub" / "ünï code #1.json").write_text("{}")
     (folder / "empty").touch()
     return folder
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

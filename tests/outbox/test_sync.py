@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from outbox_store import Store
+
+from stagesink.errors import TransientSinkError
+from stagesink.outbox.settings import OutboxSettings
+from stagesink.outbox.store import Outbox
+from stagesink.outbox.sync import Outcome, Sync
+from stagesink.sinks import ArtifactSink, open_sink
+from stagesink.testing import FaultySink, fails
+from stagesink.transfer import Transfer, TransferOptions, plan_file, plan_packed_tree, plan_tree
+from stagesink.transfer.plan import Plan
+
+OPTIONS = TransferOptions(attempts=1)
+
+
+def synced(outbox: Outbox, opener: Callable[[str], ArtifactSink] = open_sink) -> list[Outcome]:
+    with Sync(outbox, opener, OPTIONS) as sync:
+        return list(sync.run())
+
+
+def statuses(outcomes: list[Outcome]) -> list[tuple[str, str]]:
+    return [(outcome.row.path, outcome.status) for outcome in outcomes]
+
+
+def file_plan(tmp_path: Path, path: str, text: str, *, adds: bool = False) -> Plan:
+    source = tmp_path / f"{path}.source"
+    source.write_text(text)
+    return replace(plan_file("run", path, source), adds=adds)
+
+
+def test_what_was_kept_lands_and_nothing_is_left(outbox: Outbox, store: Store, checkpoint: Path) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    (outcome,) = synced(outbox)
+    assert outcome.status == "landed"
+    assert {receipt.key.path: receipt.status for receipt in outcome.receipts} == dict.fromkeys(
+        ("checkpoint/empty", "checkpoint/model.bin", "checkpoint/sub/ünï code #1.json"), "uploaded"
+    )
+    assert store.files() == {
+        f"checkpoint/{each.relative_to(checkpoint)}": each.read_bytes()
+        for each in checkpoint.rglob("*")
+        if each.is_file()
+    }
+    assert (store.folder / "run" / "checkpoint.manifest.json").is_file()
+    assert outbox.rows() == []
+    assert not any((outbox.path / "entries").iterdir())
+    assert synced(outbox) == []
+
+
+def test_an_archive_is_packed_when_it_lands(outbox: Outbox, store: Store, checkpoint: Path) -> None:
+    plan = plan_packed_tree("run", "best.tar.gz", checkpoint, archive_format="tar.gz")
+    outbox.keep(plan, store.uri)
+    assert statuses(synced(outbox)) == [("best.tar.gz", "landed")]
+    with tarfile.open(store.folder / "run" / "best.tar.gz") as archive:
+        assert sorted(archive.getnames()) == sorted(
+            f"{plan.details['extracted_path']}/{each.relative_to(checkpoint)}"
+            for each in checkpoint.rglob("*")
+            if each.is_file()
+        )
+
+
+def test_what_cannot_land_waits_on_and_says_why(outbox: Outbox, store: Store, checkpoint: Path) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    store.take_away()
+    for attempt in (1, 2):
+        (outcome,) = synced(outbox)
+        assert outcome.status == "failed"
+        assert outcome.error is not None
+        (row,) = outbox.rows()
+        assert row.attempts == attempt
+        assert row.error is not None
+        assert "Not a directory" in row.error
+    store.bring_back()
+    assert statuses(synced(outbox)) == [("checkpoint", "landed")]
+
+
+def test_one_that_fails_does_not_stop_the_others(outbox: Outbox, store: Store, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        outbox.keep(file_plan(tmp_path, name, name), store.uri)
+    (store.folder / "run" / "b.txt").mkdir(parents=True)
+    assert sorted(statuses(synced(outbox))) == [("a.txt", "landed"), ("b.txt", "failed"), ("c.txt", "landed")]
+    assert [row.path for row in outbox.rows()] == ["b.txt"]
+    assert store.files() == {"a.txt": b"a.txt", "c.txt": b"c.txt"}
+
+
+def test_a_store_that_is_gone_is_asked_once(outbox: Outbox, store: Store, checkpoint: Path) -> None:
+    for path in ("a", "b", "c"):
+        outbox.keep(plan_tree("run", path, checkpoint), store.uri)
+    sinks: list[FaultySink] = []
+
+    def gone(uri: str) -> ArtifactSink:
+        error = TransientSinkError("It is gone.")
+        sinks.append(FaultySink(open_sink(uri), fails("open", error), fails("put", error), fails("stat", error)))
+        return sinks[-1]
+
+    assert [outcome.status for outcome in synced(outbox, gone)] == ["failed"] * 3
+    assert len(sinks) == 1
+    assert sum(sinks[0].calls.values()) <= 2
+    assert [row.error for row in outbox.rows()] == ["a: It is gone.", "It is gone.", "It is gone."]
+
+
+def test_of_several_for_one_place_only_the_newest_is_sent(outbox: Outbox, store: Store, tmp_path: Path) -> None:
+    for text in ("first", "second", "third"):
+        outbox.keep(file_plan(tmp_path, "metrics.json", text), store.uri)
+    sinks: list[FaultySink] = []
+
+    def counting(uri: str) -> ArtifactSink:
+        sinks.append(FaultySink(open_sink(uri)))
+        return sinks[-1]
+
+    outcomes = synced(outbox, counting)
+    assert sorted(outcome.status for outcome in outcomes) == ["landed", "superseded", "superseded"]
+    assert store.files() == {"metrics.json": b"third"}
+    assert sinks[0].calls["put"] == 2  # the file and its manifest
+    assert outbox.rows() == []
+
+
+def test_the_older_ones_wait_until_the_newest_has_landed(outbox: Outbox, store: Store, tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        outbox.keep(file_plan(tmp_path, "metrics.json", text), store.uri)
+    store.take_away()
+    assert statuses(synced(outbox)) == [("metrics.json", "failed")]
+    assert len(outbox.rows()) == 2
+
+
+def test_what_adds_to_a_folder_goes_in_order_and_replaces_nothing(outbox: Outbox, store: Store, tmp_path: Path) -> None:
+    outbox.keep(plan_tree("run", "logs", _folder(tmp_path / "a", "a.txt")), store.uri)
+    for name in ("b", "c"):
+        plan = plan_tree("run", "logs", _folder(tmp_path / name, f"{name}.txt"))
+        outbox.keep(replace(plan, adds=True), store.uri)
+    assert [outcome.status for outcome in synced(outbox)] == ["landed"] * 3
+    assert store.files() == {f"logs/{name}.txt": name.encode() for name in "abc"}
+
+
+def test_what_adds_to_a_folder_waits_for_what_lies_there_before_it(
+    outbox: Outbox, store: Store, tmp_path: Path
+) -> None:
+    outbox.keep(plan_tree("run", "logs", _folder(tmp_path / "a", "a.txt")), store.uri)
+    outbox.keep(replace(plan_tree("run", "logs", _folder(tmp_path / "b", "b.txt")), adds=True), store.uri)
+    store.take_away()
+    assert statuses(synced(outbox)) == [("logs", "failed")]
+    store.bring_back()
+    assert statuses(synced(outbox)) == [("logs", "landed"), ("logs", "landed")]
+
+
+def test_what_another_process_holds_is_left_to_it(
+    outbox: Outbox, reopened: Outbox, store: Store, tmp_path: Path
+) -> None:
+    entry = outbox.keep(file_plan(tmp_path, "a.txt", "a"), store.uri)
+    outbox.keep(file_plan(tmp_path, "b.txt", "b"), store.uri)
+    with reopened.claim(entry.id):
+        assert sorted(statuses(synced(outbox))) == [("a.txt", "held"), ("b.txt", "landed")]
+    assert [row.path for row in outbox.rows()] == ["a.txt"]
+
+
+def test_a_commit_whose_end_was_killed_sends_nothing_again(outbox: Outbox, store: Store, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    Transfer(open_sink(store.uri), OPTIONS).run(entry.plan())  # landed, and killed before it was taken out
+    (outcome,) = synced(outbox)
+    assert {receipt.status for receipt in outcome.receipts} == {"unchanged"}
+    assert outbox.rows() == []
+
+
+def test_two_syncs_at_once_land_each_upload_once(
+    outbox: Outbox, settings: OutboxSettings, store: Store, tmp_path: Path
+) -> None:
+    for number in range(40):
+        outbox.keep(file_plan(tmp_path, f"{number}.txt", str(number)), store.uri)
+    code = (
+        "import sys\n"
+        "from stagesink import TransferOptions, open_sink\n"
+        "from stagesink.outbox.settings import OutboxSettings\n"
+        "from stagesink.outbox.store import Outbox\n"
+        "from stagesink.outbox.sync import Sync\n"
+        "with Sync(Outbox(OutboxSettings(path=sys.argv[1])), open_sink, TransferOptions()) as sync:\n"
+        "    for outcome in sync.run():\n"
+        "        print(outcome.row.path, outcome.status)\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, settings.path], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=60)[0].splitlines() for process in processes]
+    landed = sorted(line.split()[0] for lines in said for line in lines if line.endswith("landed"))
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert landed == sorted(f"{number}.txt" for number in range(40))
+    assert store.files() == {f"{number}.txt": str(number).encode() for number in range(40)}
+    assert outbox.rows() == []
+
+
+def test_what_is_kept_during_a_sync_is_not_lost(outbox: Outbox, reopened: Outbox, store: Store, tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def keep() -> None:
+        for number in range(20):
+            reopened.keep(file_plan(tmp_path, f"{number}.txt", str(number)), store.uri)
+        done.set()
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    while not done.is_set():
+        synced(outbox)
+    thread.join()
+    synced(outbox)
+    assert store.files() == {f"{number}.txt": str(number).encode() for number in range(20)}
+    assert outbox.rows() == []
+
+
+def _folder(path: Path, name: str) -> Path:
+    path.mkdir()
+    (path / name).write_text(path.name)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_many_small_ones_land_with_their_own_receipts(outbox: Outbox, store: Store, tmp_path: Path, count: int) -> None:
+    for number in range(count):
+        outbox.keep(file_plan(tmp_path, f"{number}.txt", str(number)), store.uri)
+    for outcome in synced(outbox):
+        assert [receipt.key.path for receipt in outcome.receipts] == [outcome.row.path]
