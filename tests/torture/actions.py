@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +29,6 @@ _IMPORTED_LATE = (
 # So that objects of two megabytes go in parts. What is not there has been renamed, and must be here too.
 _SMALLER_PARTS = {
     "stagesink.sinks.obstore.parts": {"PART_BYTES": 256 << 10},
-    "stagesink.sinks.fsspec.sink": {"PART_BYTES": 512 << 10},
     "stagesink.sinks.azureml.blobs": {"_WHOLE": 256 << 10, "_BLOCK": 512 << 10},
 }
 
@@ -37,6 +38,21 @@ def warm_up() -> None:
     for name in _IMPORTED_LATE:
         with suppress(ImportError):
             importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as folder:
+        tree, file = Path(folder, "tree"), Path(folder, "file")
+        (tree / "shards").mkdir(parents=True)
+        for path in (file, tree / "shards" / "1"):
+            path.write_bytes(b"warm")
+        here = os.getcwd()
+        os.chdir(folder)
+        os.environ["STAGESINK_SINK"] = f"file:{folder}/store"
+        job = {"run_id": "warm-up", "workers": 1}
+        _upload(job, tree=str(tree), file=str(file))
+        _restore(job, target=f"{folder}/restored")
+        _hand_over(job, items={"checkpoint": str(tree)}, background=False)
+        _sync(job)
+        del os.environ["STAGESINK_MODE"]
+        os.chdir(here)
 
 
 def install(job: dict[str, Any], boundaries: Boundaries) -> None:
@@ -49,6 +65,10 @@ def install(job: dict[str, Any], boundaries: Boundaries) -> None:
                 setattr(module, constant, value)
     if job["client"] == "obstore":
         boundaries.install_obstore()
+    if job["client"] == "fsspec":
+        from stagesink.sinks.obstore import stores
+
+        stores.usable = lambda: False
 
 
 def run(job: dict[str, Any]) -> None:
@@ -57,19 +77,8 @@ def run(job: dict[str, Any]) -> None:
         _ACTIONS[name](job, **arguments)
 
 
-def _uploader(job: dict[str, Any]) -> ArtifactUploader:
-    sink, options = job["sink"], job["options"]
-    if job["client"] == "fsspec":
-        sink, options = _by_fsspec(job), None
-    return ArtifactUploader(
-        job["run_id"], "training", sink=sink, storage_options=options, workers=job["workers"], on_failure="raise"
-    )
-
-
-def _by_fsspec(job: dict[str, Any]) -> Any:
-    from stagesink.sinks.fsspec import open_fsspec
-
-    return open_fsspec(job["sink"], job["options"])
+def _uploader(job: dict[str, Any], **settings: Any) -> ArtifactUploader:
+    return ArtifactUploader(job["run_id"], "training", workers=job["workers"], on_failure="raise", **settings)
 
 
 def _upload(job: dict[str, Any], *, tree: str, file: str) -> None:
@@ -85,10 +94,52 @@ def _replace(job: dict[str, Any], *, tree: str) -> None:
 
 
 def _restore(job: dict[str, Any], *, target: str) -> None:
-    sink = _by_fsspec(job) if job["client"] == "fsspec" else open_sink(job["sink"], storage_options=job["options"])
+    sink = open_sink(os.environ["STAGESINK_SINK"])
     manifests = list_committed(sink, job["run_id"])
     restore(sink, manifests, target, TransferOptions(workers=job["workers"]))
     sink.close()
 
 
-_ACTIONS: dict[str, Callable[..., None]] = {"upload": _upload, "replace": _replace, "restore": _restore}
+def _hand_over(job: dict[str, Any], *, items: dict[str, str], background: bool) -> None:
+    """Have files uploaded later, each taken away as soon as its call has returned: the trainer rotates.
+
+    What has been taken away already was handed over by a worker that was killed since.
+    """
+    if not background:
+        os.environ["STAGESINK_MODE"] = "offline"
+    with _uploader(job, background=background) as uploader:
+        calls: dict[str, Callable[..., bool]] = {
+            "checkpoint": uploader.upload_checkpoint,
+            "metrics.json": uploader.upload_file,
+            "best.tar.gz": uploader.upload_packed_checkpoint,
+        }
+        for destination, path in items.items():
+            if os.path.exists(path):
+                done = calls[destination](path, destination)
+                assert done is background, destination
+                os.rename(path, f"{path}.rotated")
+        assert all(receipt.status == "kept" for receipt in uploader.receipts)
+        assert uploader.flush(60)
+
+
+def _sync(job: dict[str, Any]) -> None:
+    from stagesink.cli.app import app
+
+    app(["sync", "--workers", str(job["workers"]), "--quiet"], standalone_mode=False)
+
+
+def _collect_garbage(job: dict[str, Any]) -> None:
+    from stagesink.config import load_config
+    from stagesink.outbox.store import Outbox
+
+    Outbox(load_config(None).artifacts.outbox).gc(older_than=0)
+
+
+_ACTIONS: dict[str, Callable[..., None]] = {
+    "upload": _upload,
+    "replace": _replace,
+    "restore": _restore,
+    "hand over": _hand_over,
+    "sync": _sync,
+    "collect garbage": _collect_garbage,
+}

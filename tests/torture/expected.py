@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = "stagesink.manifest/1"
+NOTES = ".stagesink/"
+"""Folder of a run in which writers leave notes for each other; nothing that was uploaded lies there."""
+
 Version = Mapping[str, str]
 """One state of an upload: digests by the objects' paths in the run."""
 
@@ -56,7 +59,7 @@ class Verdict:
 def look_at_once(objects: Mapping[str, bytes], uploads: Sequence[Upload]) -> Verdict:
     """Judge a store right after a kill: each object is whole, each manifest true; anything may be missing."""
     verdict = Verdict()
-    found = {path: digest(path, data) for path, data in objects.items()}
+    found = {path: digest(path, data) for path, data in objects.items() if not path.startswith(NOTES)}
     for path, sha256 in found.items():
         allowed = {version[path] for upload in uploads for version in upload.versions if path in version}
         if sha256 not in allowed and path not in {upload.manifest for upload in uploads}:
@@ -73,8 +76,33 @@ def look_at_the_end(objects: Mapping[str, bytes], leftovers: set[str], uploads: 
     verdict = look_at_once(objects, [Upload(upload.manifest, upload.versions[-1:]) for upload in uploads])
     wanted = {upload.manifest for upload in uploads}.union(*(upload.versions[-1] for upload in uploads))
     verdict.lost += [f"{path} is not there." for path in sorted(wanted - objects.keys())]
-    verdict.duplicated += [f"{path} was left behind." for path in sorted(leftovers)]
+    notes = {path for path, data in objects.items() if path.startswith(NOTES) and data}
+    verdict.duplicated += [f"{path} was left behind." for path in sorted(leftovers | notes)]
     return verdict
+
+
+def look_into_outbox(outbox: Path, uploads: Mapping[str, Upload], verdict: Verdict) -> set[str]:
+    """Return which uploads, by destination, wait there; what is there by half goes into the verdict."""
+    kept = set()
+    entries = outbox / "entries"
+    for folder in sorted(entries.iterdir()) if entries.exists() else ():
+        if folder.name.startswith("."):
+            continue  # being written, or a killed process's
+        try:
+            plan = json.loads((folder / "plan.json").read_bytes())
+            files = {path: (folder / "files" / name).read_bytes() for path, name, *_ in plan["files"]}
+        except (OSError, ValueError, KeyError) as error:
+            verdict.half_visible.append(f"The outbox's entry {folder.name} is not whole: {error!r}.")
+            continue
+        name = plan["path"]
+        found = {path: digest(path, data) for path, data in files.items()}
+        if plan["packed"]:
+            found = {name: digest_of_members(files)}
+        if found in [dict(version) for version in uploads[name].versions]:
+            kept.add(name)
+        else:
+            verdict.half_visible.append(f"The outbox's entry {folder.name} holds other bytes than were handed over.")
+    return kept
 
 
 def digest(path: str, data: bytes) -> str:

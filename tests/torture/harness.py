@@ -6,7 +6,6 @@ import itertools
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +42,7 @@ class Row:
         Kills after which an independent reader found that.
     failures : list of str
         What was found, each with the command that repeats it.
-    died_at : Counter
+    died_at : dict
         Kills by the name of the call.
     seconds : float
     """
@@ -59,7 +58,7 @@ class Row:
     half_visible: int = 0
     duplicated: int = 0
     failures: list[str] = field(default_factory=list)
-    died_at: Counter[str] = field(default_factory=Counter)
+    died_at: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -126,18 +125,21 @@ class Torture:
         if answer.ended == "killed":
             row.kills += 1
             row.by_time += kill.seconds is not None
-            row.died_at[answer.at or "by time"] += 1
+            at = answer.at or "by time"
+            row.died_at[at] = row.died_at.get(at, 0) + 1
             problems.append(("At once", phase.at_once()))
-            answer = worker.do(run, steps, folder, Kill(client=kill.client, workers=_THREADS))
+            answer = worker.do(run, phase.again(steps), folder, Kill(client=kill.client, workers=_THREADS))
         else:
             row.late += 1
+            if answer.ended == "done" and phase.again(steps) != steps:
+                answer = worker.do(run, phase.again(steps), folder, Kill(client=kill.client, workers=_THREADS))
         if answer.ended != "done":
             problems.append(("Done anew", Verdict(lost=[f"it failed: {answer.why}"])))
         problems.append(("At the end", phase.at_the_end()))
         phase.end()
-        self._note(row, kill, problems, row.died_at)
+        self._note(row, kill, problems)
 
-    def _note(self, row: Row, kill: Kill, problems: list[tuple[str, Verdict]], _: object) -> None:
+    def _note(self, row: Row, kill: Kill, problems: list[tuple[str, Verdict]]) -> None:
         found = [(when, verdict) for when, verdict in problems if verdict]
         if not found:
             return
@@ -167,6 +169,8 @@ class _Client:
         answer = phase.setting.worker.do(
             run, steps, phase.setting.folder, Kill(workers=workers, client=self.name)
         )
+        if answer.ended == "done" and phase.again(steps) != steps:
+            phase.setting.do(run, phase.again(steps), self.name)
         if answer.ended != "done" or (verdict := phase.at_the_end()):
             raise RuntimeError(f"Without a kill: {answer.why or verdict}")
         phase.end()

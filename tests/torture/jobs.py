@@ -87,6 +87,7 @@ class Worker:
     """A process that does jobs, each in a child of its own."""
 
     _process: subprocess.Popen[str] = field(repr=False)
+    _log: Path
 
     def do(self, run: Run, steps: Sequence[Step], folder: Path, kill: Kill) -> Answer:
         """Have a job done, or begun."""
@@ -95,9 +96,7 @@ class Worker:
             "steps": steps,
             "folder": str(folder),
             "run_id": run.run_id,
-            "sink": run.sink,
-            "options": run.options,
-            "environment": run.environment,
+            "environment": {**run.environment, "STAGESINK_SINK": run.sink},
         }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
@@ -108,7 +107,7 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("The worker has ended; its log says why.")
+            raise RuntimeError(f"The worker has ended:\n{self._log.read_text()[-3000:]}")
         return dict(json.loads(line))
 
 
@@ -128,7 +127,7 @@ def start_worker(log: Path) -> Iterator[Worker]:
         ) as process,
     ):
         try:
-            worker = Worker(process)
+            worker = Worker(process, log)
             worker._said()
             yield worker
         finally:

@@ -10,7 +10,15 @@ from pathlib import Path
 from random import Random
 
 from outside import files_in
-from torture.expected import Sources, Upload, Verdict, digest_of_members, look_at_once, look_at_the_end
+from torture.expected import (
+    Sources,
+    Upload,
+    Verdict,
+    digest_of_members,
+    look_at_once,
+    look_at_the_end,
+    look_into_outbox,
+)
 from torture.jobs import Kill, Step, Worker
 from torture.stores import Run, Store
 
@@ -43,6 +51,10 @@ class Phase(ABC):
     def begin(self) -> tuple[Run, Sequence[Step]]:
         """Make ready for one more kill, and return the work."""
 
+    def again(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Return what brings the work to its end after a kill, given its steps."""
+        return steps
+
     @abstractmethod
     def at_once(self) -> Verdict:
         """Look, right after the kill."""
@@ -60,16 +72,9 @@ class Uploading(Phase):
 
     def begin(self) -> tuple[Run, Sequence[Step]]:
         sources = self.setting.sources
-        tree = sources.trees[0]
         self.run = self.setting.store.new_run()
-        packed = digest_of_members(files_in(tree / "shards"))
-        file = {"metrics.json": sources.digest_of_file()}
-        self.uploads = [
-            Upload("checkpoint.manifest.json", [sources.tree(0, "checkpoint")]),
-            Upload("metrics.json.manifest.json", [file]),
-            Upload("best_manifest.json", [{"best.tar.gz": packed}]),
-        ]
-        return self.run, [("upload", {"tree": str(tree), "file": str(sources.file)})]
+        self.uploads = list(_three_uploads(sources).values())
+        return self.run, [("upload", {"tree": str(sources.trees[0]), "file": str(sources.file)})]
 
     def at_once(self) -> Verdict:
         return look_at_once(self.run.objects(), self.uploads)
@@ -151,8 +156,84 @@ class Restoring(Phase):
         shutil.rmtree(self.target)
 
 
+class Keeping(Phase):
+    """A checkpoint, a file and an archive, kept on this disk while the store is out of reach.
+
+    The trainer takes each away as soon as the call for it has returned. From then on it is in the outbox, or in the
+    store; after a kill the rest is handed over, and all of it is synced.
+    """
+
+    background = False
+
+    def begin(self) -> tuple[Run, Sequence[Step]]:
+        sources, folder = self.setting.sources, self.setting.folder
+        self.run = self.setting.store.new_run()
+        self.outbox = folder / ".stagesink" / "outbox"
+        self.uploads = _three_uploads(sources)
+        self.train = folder / "train"
+        shutil.copytree(sources.trees[0], self.train / "checkpoint")
+        shutil.copytree(sources.trees[0] / "shards", self.train / "best.tar.gz")
+        shutil.copy(sources.file, self.train / "metrics.json")
+        items = {name: str(self.train / name) for name in self.uploads}
+        return self.run, [("hand over", {"items": items, "background": self.background})]
+
+    def again(self, steps: Sequence[Step]) -> Sequence[Step]:
+        return [*steps, ("sync", {}), ("collect garbage", {})]
+
+    def at_once(self) -> Verdict:
+        objects = self.run.objects()
+        verdict = look_at_once(objects, list(self.uploads.values()))
+        kept = look_into_outbox(self.outbox, self.uploads, verdict)
+        for name, upload in self.uploads.items():
+            if not (self.train / name).exists() and name not in kept and upload.manifest not in objects:
+                verdict.lost.append(f"{name} was handed over, and is neither in the outbox nor in the store.")
+        return verdict
+
+    def at_the_end(self) -> Verdict:
+        verdict = look_at_the_end(self.run.objects(), self.run.leftovers(), list(self.uploads.values()))
+        left = [each.name for each in (self.outbox / "entries").iterdir()]
+        verdict.duplicated += [f"The outbox still holds {name}." for name in left]
+        return verdict
+
+    def end(self) -> None:
+        self.run.clear()
+        shutil.rmtree(self.train)
+        shutil.rmtree(self.outbox)
+
+
+class Background(Keeping):
+    """The same, uploaded by a thread meanwhile."""
+
+    background = True
+
+
+class Syncing(Keeping):
+    """What was kept, on its way into the store."""
+
+    def begin(self) -> tuple[Run, Sequence[Step]]:
+        run, steps = super().begin()
+        self.setting.do(run, steps, self.client)
+        return run, [("sync", {})]
+
+
+def _three_uploads(sources: Sources) -> dict[str, Upload]:
+    packed = digest_of_members(files_in(sources.trees[0] / "shards"))
+    return {
+        "checkpoint": Upload("checkpoint.manifest.json", [sources.tree(0, "checkpoint")]),
+        "metrics.json": Upload("metrics.json.manifest.json", [{"metrics.json": sources.digest_of_file()}]),
+        "best.tar.gz": Upload("best_manifest.json", [{"best.tar.gz": packed}]),
+    }
+
+
 def _is_temp(path: str) -> bool:
     return path.endswith(".tmp")
 
 
-PHASES: dict[str, type[Phase]] = {"upload": Uploading, "commit": Committing, "restore": Restoring}
+PHASES: dict[str, type[Phase]] = {
+    "upload": Uploading,
+    "commit": Committing,
+    "snapshot": Keeping,
+    "background": Background,
+    "sync": Syncing,
+    "restore": Restoring,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from azureml_servers import Caller, azureml_server
 from mlflow_servers import Launcher, MlflowServer, workers
@@ -31,10 +31,8 @@ class Run:
     ----------
     run_id : str
     sink : str
-    options : dict
-        Storage options.
     environment : dict
-        Variables of the worker.
+        More variables of the worker.
     objects : callable
         What any other program would read there now: bytes by path.
     leftovers : callable
@@ -48,7 +46,6 @@ class Run:
     objects: Callable[[], dict[str, bytes]]
     leftovers: Callable[[], set[str]]
     clear: Callable[[], None]
-    options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -120,7 +117,12 @@ def s3_store(folder: Path) -> Iterator[Store]:
                 lambda: {key.removeprefix(prefix): get(key) for key in listed(prefix)},
                 lambda: {key for key in listed(f"{root}/") if not key.startswith(prefix)},
                 clear,
-                options=server.options(),
+                environment={
+                    "AWS_ACCESS_KEY_ID": server.key,
+                    "AWS_SECRET_ACCESS_KEY": server.secret,
+                    "AWS_DEFAULT_REGION": "us-east-1",
+                    "AWS_ENDPOINT_URL": server.endpoint,
+                },
             )
 
         yield Store("s3", new_run, ("obstore", "fsspec") if _has_obstore() else ("fsspec",))
@@ -170,6 +172,8 @@ def azureml_store(folder: Path, service: FakeAzureML | None = None) -> Iterator[
 @contextmanager
 def mlflow_store(folder: Path, server: MlflowServer | None = None) -> Iterator[Store]:
     """A real MLflow server that proxies into a folder; looked at with mlflow's own client."""
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    logging.getLogger("mlflow.store.artifact").setLevel(logging.ERROR)  # it tells of each empty run
     if server is None:
         launcher = Launcher(folder)
         try:
@@ -187,7 +191,7 @@ def mlflow_store(folder: Path, server: MlflowServer | None = None) -> Iterator[S
 
         def objects() -> dict[str, bytes]:
             with tempfile.TemporaryDirectory(dir=folder) as target:
-                return server.download(run_id, Path(target))
+                return server.downloaded(run_id, Path(target))
 
         return Run(
             run_id,

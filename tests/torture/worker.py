@@ -29,9 +29,9 @@ _SETTINGS = ("STAGESINK_", "MLFLOW_", "AZUREML_", "AWS_", "AZURE_")
 
 
 def main() -> None:
-    actions.warm_up()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the work prints is none of the conversation
+    actions.warm_up()
     print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(_run(json.loads(line))), file=answers, flush=True)
