@@ -18,6 +18,9 @@ MAX_SEGMENT_BYTES = 255
 MAX_PATH_BYTES = 1024
 """Longest run id plus path in bytes: the limit of S3, GCS and Azure Blob object names."""
 
+NOTES_FOLDER = ".stagesink"
+"""Folder of a run that nothing can be uploaded into: there writers leave notes for each other."""
+
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f\ud800-\udfff]")
 _PLAIN = re.compile(r"[0-9A-Za-z_=@+-][0-9A-Za-z_=@+.-]*(?:/[0-9A-Za-z_=@+-][0-9A-Za-z_=@+.-]*)*")
 _FORBIDDEN_NAMES = {"\\": "a backslash", "\x00": "a NUL byte"}

@@ -101,6 +101,10 @@ class LinkError(SourceError):
     default_hint = "Mend or remove the link; nothing is left out silently."
 
 
+class ShardConflict(SourceError):
+    """Two ranks of one job upload files of one name, so that one's bytes replace the other's."""
+
+
 class ArchiveError(StagesinkError):
     """An archive that cannot be written or read."""
 
@@ -127,6 +131,10 @@ class MissingExtra(StagesinkError, ImportError):
 
 class UnknownScheme(StagesinkError):
     """No sink is registered for this URI."""
+
+
+class DrainError(StagesinkError):
+    """The drain, which lands or keeps what is under way when a signal ends the process, cannot be installed."""
 
 
 class OutboxError(StagesinkError):

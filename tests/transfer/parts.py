@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from stagesink.artifacts import ArtifactKey, FileSource, MemorySource, Source, StoredArtifact
+from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, FileSource, MemorySource, Source, StoredArtifact, lies_under
 from stagesink.manifest import Manifest
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.transfer import Plan, TransferOptions
@@ -38,6 +38,8 @@ class Recording:
         return [path for name, path in self.calls if name == operation]
 
     def note(self, operation: str, path: str) -> None:
+        if lies_under(path, NOTES_FOLDER):
+            return  # of tests/transfer/test_turns.py and test_ranks.py
         with self._lock:
             self.calls.append((operation, path))
 
@@ -92,7 +94,7 @@ class DigestReporting(Recording):
         stored = super().put(key, source, on_bytes=on_bytes)
         with self.inner.open(key) as stream:
             data = stream.read()
-        if self.wrong:
+        if self.wrong and not lies_under(key.path, NOTES_FOLDER):
             self.wrong -= 1
             data += b"?"
         try:

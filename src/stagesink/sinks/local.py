@@ -98,6 +98,10 @@ class LocalSink:
         yield batch
         batch.sync()
 
+    def notes(self) -> LocalSink:
+        """Return a view that does not wait for the disk: for what a power cut may take."""
+        return LocalSink(self.root, fsync=False)
+
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
         """Return what is held under ``key``, or None."""
         path = self._path(key)

@@ -90,6 +90,24 @@ class BatchingSink(ArtifactSink, Protocol):
 
 
 @runtime_checkable
+class NotingSink(ArtifactSink, Protocol):
+    """A sink that puts quicker what need not outlive a power cut. A capability, not part of the contract."""
+
+    def notes(self) -> ArtifactSink:
+        """Return a view of this sink that does not wait for the disk."""
+        ...
+
+
+@runtime_checkable
+class LastingSink(ArtifactSink, Protocol):
+    """A sink that may be unable to remove any object of a run, and knows. A capability, not part of the contract."""
+
+    def removes(self, run_id: str) -> bool:
+        """Tell whether objects of that run can be removed, as far as is known."""
+        ...
+
+
+@runtime_checkable
 class ScratchRunSink(ArtifactSink, Protocol):
     """A sink that can make a run to be tried out in. A capability, not part of the contract."""
 

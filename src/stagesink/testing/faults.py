@@ -11,7 +11,7 @@ from collections.abc import Container, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
-from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, Source, StoredArtifact, lies_under
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
 
 Operation = Literal["put", "stat", "open", "list", "delete"]
@@ -104,11 +104,14 @@ class FaultySink:
     inner : ArtifactSink
     *faults : Fault
         All that hit a call take effect, in this order.
+    notes : bool
+        Whether the notes that writers leave for each other (``.stagesink/``) are hit and counted, too.
     """
 
-    def __init__(self, inner: ArtifactSink, *faults: Fault) -> None:
+    def __init__(self, inner: ArtifactSink, *faults: Fault, notes: bool = False) -> None:
         self.inner = inner
         self.faults = faults
+        self.notes_too = notes
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
 
@@ -122,11 +125,11 @@ class FaultySink:
         with self._lock:
             return dict(self._counts)
 
-    def __reduce__(self) -> tuple[type[FaultySink], tuple[Any, ...]]:
-        return FaultySink, (self.inner, *self.faults)
+    def __reduce__(self) -> tuple[type[FaultySink], tuple[Any, ...], dict[str, Any]]:
+        return FaultySink, (self.inner, *self.faults), {"notes_too": self.notes_too}
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
-        faults = self._begin("put")
+        faults = self._begin("put", key.path)
         stored = self.inner.put(key, _through(source, faults), on_bytes=on_bytes)
         for fault in faults:
             if fault.twice:
@@ -137,19 +140,19 @@ class FaultySink:
         return stored
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
-        faults = self._begin("stat")
+        faults = self._begin("stat", key.path)
         stored = self.inner.stat(key)
         self._end(faults)
         return stored
 
     def open(self, key: ArtifactKey) -> BinaryIO:
-        faults = self._begin("open")
+        faults = self._begin("open", key.path)
         stream = self.inner.open(key)
         self._end(faults)
         return _faulty_stream(stream, faults)
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
-        faults = self._begin("list")
+        faults = self._begin("list", prefix)
         left_out = sum(fault.left_out for fault in faults)
         if left_out:
             yield from [*self.inner.list(run_id, prefix)][:-left_out]
@@ -158,7 +161,7 @@ class FaultySink:
         self._end(faults)
 
     def delete(self, key: ArtifactKey) -> None:
-        faults = self._begin("delete")
+        faults = self._begin("delete", key.path)
         self.inner.delete(key)
         if any(fault.twice for fault in faults):
             self.inner.delete(key)
@@ -167,7 +170,9 @@ class FaultySink:
     def close(self) -> None:
         self.inner.close()
 
-    def _begin(self, operation: Operation) -> tuple[Fault, ...]:
+    def _begin(self, operation: Operation, path: str) -> tuple[Fault, ...]:
+        if lies_under(path, NOTES_FOLDER) and not self.notes_too:
+            return ()
         with self._lock:
             self._counts[operation] += 1
             call = self._counts[operation]

@@ -13,6 +13,7 @@ from stagesink.artifacts import ArtifactKey, FileSource, Source, source_error
 from stagesink.errors import EmptyTree, ManifestError, SourceKindError
 from stagesink.manifest import Kind, Manifest, ManifestEntry, manifest_key
 from stagesink.transfer.patterns import Patterns
+from stagesink.transfer.share import Share
 from stagesink.tree import Tree, scan_tree
 
 
@@ -46,6 +47,8 @@ class Plan:
     adds : bool
         What lies at this path already stays, and the manifest goes on naming it; a file that is a part of another
         upload's tree is replaced in it.
+    share : Share or None
+        It is one rank's share of a tree.
     """
 
     run_id: str
@@ -58,6 +61,7 @@ class Plan:
     contents: tuple[ManifestEntry, ...] | None = None
     archive_sha256: str | None = None
     adds: bool = False
+    share: Share | None = None
 
     @property
     def manifest_key(self) -> ArtifactKey:
@@ -118,6 +122,7 @@ def plan_tree(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
+    share: Share | None = None,
 ) -> Plan:
     """Plan a folder, its files landing under ``path/``.
 
@@ -125,6 +130,8 @@ def plan_tree(
     ----------
     include, exclude : sequence of str
         See :class:`stagesink.transfer.patterns.Patterns`. What they leave out is listed as skipped.
+    share : Share, optional
+        The folder holds what one rank of a job wrote. It may be empty then.
 
     Raises
     ------
@@ -133,11 +140,18 @@ def plan_tree(
     EmptyTree
         ``include`` and ``exclude`` leave no file.
     """
-    tree = _wanted(scan_tree(Path(folder)), Patterns(include, exclude))
+    try:
+        tree = _wanted(scan_tree(Path(folder)), Patterns(include, exclude))
+    except EmptyTree:
+        if share is None or share.world_size == 1:
+            raise
+        tree = Tree(Path(folder), ())  # other ranks have written something
     objects = tuple(
         PlannedObject(ArtifactKey(run_id, f"{path}/{file.path}"), file.source, file.size) for file in tree.files
     )
-    return Plan(run_id, path, "tree", objects, tree.skipped, provenance=provenance or {})
+    if share is not None and share.world_size == 1:
+        share = None  # a job of one: what it uploads is the whole
+    return Plan(run_id, path, "tree", objects, tree.skipped, provenance=provenance or {}, share=share)
 
 
 def plan_packed_tree(

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable
 
-from stagesink.artifacts import ArtifactKey, StoredArtifact
+from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, StoredArtifact, lies_under
 from stagesink.errors import ArtifactNotFound, ManifestError, TransferCancelled
 from stagesink.manifest import MAX_MANIFEST_BYTES, Manifest, is_manifest_path
 from stagesink.sinks.protocol import ArtifactSink
@@ -58,7 +58,7 @@ def hash_object(
 def list_objects(
     sink: ArtifactSink, run_id: str, prefix: str = "", options: TransferOptions | None = None
 ) -> tuple[StoredArtifact, ...]:
-    """Return everything that lies in a run, committed or not, by path.
+    """Return everything that lies in a run, committed or not, by path; but not what writers say to each other.
 
     Parameters
     ----------
@@ -75,7 +75,8 @@ def list_objects(
         The store cannot be read.
     """
     retry = RetryPolicy(options or TransferOptions(), threading.Event())
-    found = retry.call(lambda: list(sink.list(run_id, prefix)))  # in one go: a listing cut off begins anew
+    listed = retry.call(lambda: list(sink.list(run_id, prefix)))  # in one go: a listing cut off begins anew
+    found = (stored for stored in listed if not lies_under(stored.key.path, NOTES_FOLDER))
     return tuple(sorted(found, key=lambda stored: stored.key.path))
 
 

@@ -108,6 +108,10 @@ class MlflowSink:
         """Remove the object, if it is there."""
         self._root(key.run_id).delete(key)
 
+    def removes(self, run_id: str) -> bool:
+        """Tell whether the run's objects can be removed: mlflow's own client has no call for it."""
+        return not isinstance(self._root(run_id), ClientRoot)
+
     def close(self) -> None:
         """Let go of connections."""
         for root in self._roots.values():
