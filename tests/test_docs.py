@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ def test_the_example_of_trackers_runs(store: Path) -> None:
 
 
 def test_the_uploader_example_runs(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(_block(README, "ArtifactUploader("))
+    _run(_block(README, "uploader.receipts"))
     assert _landed(store) == {"checkpoint/model.bin", "reports/final.html"}
     *receipts, metrics = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in receipts if "manifest.json" not in line] == [
@@ -125,6 +126,12 @@ def test_the_uploader_example_runs(store: Path, capsys: pytest.CaptureFixture[st
     (said,) = re.findall(r"print\(uploader\.metrics\)\s+# (.*), by stage and sink", README.read_text(encoding="utf-8"))
     (of_sink,) = ast.literal_eval(metrics)["training"].values()
     assert said.split(", ") == list(of_sink)
+
+
+def test_the_example_of_the_background_runs(store: Path) -> None:
+    example = _block(README, "background=True").replace("s3://models/runs", "file:./artifacts")
+    _run(f"from stagesink import ArtifactUploader\ntrain_on = lambda: None\n{example}")
+    assert _landed(store) == {"checkpoint/model.bin"}
 
 
 def test_the_guide_to_sinks_shows_a_whole_sink_and_exempts_what_there_is(tmp_path: Path) -> None:
@@ -174,6 +181,14 @@ def _typed(page: Path) -> Iterator[list[str]]:
         yield shlex.split(line, comments=True)
 
 
+def _command(words: list[str]) -> tuple[Any, list[str]]:
+    """Find the command, also in a group of commands, and what is left to be its arguments."""
+    command, rest = COMMANDS[words[0]], words[1:]
+    while rest and rest[0] in getattr(command, "commands", ()):
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
 def _options(command: Any) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts}
 
@@ -184,19 +199,22 @@ def test_every_command_is_shown() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_line_is_understood(page: Path) -> None:
-    for name, *arguments in _typed(page):
-        COMMANDS[name].make_context(name, arguments).close()  # parses, and runs nothing
+    for line in _typed(page):
+        command, arguments = _command(line)
+        command.make_context(line[0], arguments).close()  # parses, and runs nothing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_named_in_the_text_exist(page: Path) -> None:
     for words in re.findall(r"`stagesink ([^`]+)`", page.read_text(encoding="utf-8")):
-        name, *rest = words.split()
-        assert {word for word in rest if word.startswith("-")} <= _options(COMMANDS[name])
+        command, rest = _command([word.split("|")[0] for word in words.split()])
+        assert {word for word in rest if word.startswith("-")} <= _options(command)
 
 
 def test_the_options_that_all_are_said_to_take_exist() -> None:
     text = README.read_text(encoding="utf-8")
     assert "Each takes `--json`; `upload` and `restore` take `--dry-run`." in text
-    assert all("--json" in _options(command) for command in COMMANDS.values())
+    groups = [command.commands.values() for command in COMMANDS.values() if hasattr(command, "commands")]
+    single = [command for command in COMMANDS.values() if not hasattr(command, "commands")]
+    assert all("--json" in _options(command) for command in [*single, *itertools.chain(*groups)])
     assert {name for name, command in COMMANDS.items() if "--dry-run" in _options(command)} == {"upload", "restore"}

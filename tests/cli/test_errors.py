@@ -32,6 +32,7 @@ CODES = {
     "ArtifactNotFound": 3,
     "RunNotFound": 3,
     "SinkAuthError": 4,
+    "KeptInOutbox": 5,
 }
 
 
