@@ -224,7 +224,7 @@ def test_one_sync_at_a_time_and_the_other_says_who(outbox: Outbox, reopened: Out
 # -- through damage ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["lost", "random", "truncated", "empty", "another program's"])
+@pytest.mark.parametrize("how", ["lost", "random", "truncated", "whole pages", "empty", "another program's"])
 def test_a_damaged_index_is_made_anew_and_its_bytes_are_set_aside(
     outbox: Outbox, settings: OutboxSettings, checkpoint: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,6 +236,7 @@ def test_a_damaged_index_is_made_anew_and_its_bytes_are_set_aside(
     damaged = {
         "random": os.urandom(20_000),
         "truncated": index.read_bytes()[:5000],
+        "whole pages": index.read_bytes()[: 4 * 4096],  # sqlite calls it an I/O error
         "empty": b"",
         "another program's": b"hello, I am a text\n" * 100,
     }

@@ -195,7 +195,7 @@ class Index:
                 yield self._connected()
             except sqlite3.Error as error:
                 self.close()
-                if is_damage(error):
+                if is_damage(error) or _is_cut(self.path):
                     raise DamagedIndex(f"{self.path} is damaged: {error}") from error
                 raise OutboxError(
                     f"The outbox's index {self.path} cannot be used: {error}.",
@@ -206,7 +206,7 @@ class Index:
         here = (os.getpid(), _inode(self.path))
         if self._connection is not None and self._opened == here:
             return self._connection
-        self._connection = None  # the parent's, before a fork; or of a file that was removed since
+        self.close()  # the parent's, before a fork; or of a file that was removed since
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.close(fd)
         connection = sqlite3.connect(
@@ -240,6 +240,18 @@ class DamagedIndex(OutboxError):
 def is_damage(error: sqlite3.Error) -> bool:
     """Tell damage from a lock, a full disk and the like: sqlite3 raises its plain class for that alone."""
     return type(error) is sqlite3.DatabaseError
+
+
+def _is_cut(path: Path) -> bool:
+    """Tell whether the file is shorter than it says, which sqlite calls an I/O error."""
+    try:
+        with path.open("rb") as file:  # https://www.sqlite.org/fileformat.html#the_database_header
+            header = file.read(32)
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    page = int.from_bytes(header[16:18], "big")
+    return size < int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
 
 
 def _inode(path: Path) -> int:
