@@ -26,6 +26,7 @@ NAMES = {
     *("create_checkpoint_archive", "extract_checkpoint_archive", "get_mlflow_run_id", "list_committed", "open_sink"),
     *("restore", "should_skip_file", "upload_benchmark_artifacts", "upload_conversion_artifacts"),
     *("upload_hpo_artifacts", "upload_metrics", "upload_training_artifacts", "verify"),
+    *("flush", "install_drain"),
     *("log_artifact_safe", "log_artifacts_safe", "upload_checkpoint_archive"),  # deprecated
 }
 

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from stagesink.archive import create_checkpoint_archive, extract_checkpoint_archive
     from stagesink.artifacts import ArtifactKey, FileSource, MemorySource, Receipt, Source, StoredArtifact
     from stagesink.deprecated import log_artifact_safe, log_artifacts_safe, upload_checkpoint_archive
+    from stagesink.drain import install_drain
     from stagesink.errors import StagesinkError
     from stagesink.manifest import Manifest
     from stagesink.metrics import upload_metrics
+    from stagesink.outbox.background import flush
     from stagesink.runs import get_mlflow_run_id
     from stagesink.sinks import ArtifactSink, open_sink
     from stagesink.stage_helpers import (
@@ -32,9 +34,11 @@ _HOMES = {
     "stagesink.archive": ("create_checkpoint_archive", "extract_checkpoint_archive"),
     "stagesink.artifacts": ("ArtifactKey", "FileSource", "MemorySource", "Receipt", "Source", "StoredArtifact"),
     "stagesink.deprecated": ("log_artifact_safe", "log_artifacts_safe", "upload_checkpoint_archive"),
+    "stagesink.drain": ("install_drain",),
     "stagesink.errors": ("StagesinkError",),
     "stagesink.manifest": ("Manifest",),
     "stagesink.metrics": ("upload_metrics",),
+    "stagesink.outbox.background": ("flush",),
     "stagesink.runs": ("get_mlflow_run_id",),
     "stagesink.sinks": ("ArtifactSink", "open_sink"),
     "stagesink.stage_helpers": (
@@ -66,7 +70,9 @@ __all__ = [
     "__version__",
     "create_checkpoint_archive",
     "extract_checkpoint_archive",
+    "flush",
     "get_mlflow_run_id",
+    "install_drain",
     "list_committed",
     "log_artifact_safe",
     "log_artifacts_safe",

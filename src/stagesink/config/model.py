@@ -77,6 +77,9 @@ class Artifacts:
     background : bool
         Return once the bytes are kept, and upload them in a thread.
     outbox : OutboxSettings
+    drain : float or None
+        Seconds: when a signal ends the process, the first upload has made it land or keep what is under way until then,
+        as :func:`stagesink.install_drain` does. None leaves signals alone.
     workers : int
         Large objects in flight at once; of small ones as many as get most done, up to 64. 1 means one.
     retries : Retries
@@ -104,6 +107,7 @@ class Artifacts:
     mode: Mode = "online"
     background: bool = False
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
+    drain: float | None = _setting(None, ge=1, le=86400, unit="seconds")
 
     @property
     def transfer_options(self) -> TransferOptions:

@@ -1,6 +1,7 @@
-"""Uploading behind the trainer's back: one thread per outbox and process lands what was kept for it.
+"""Uploading behind the trainer's back: a thread per outbox and process lands what was kept for it.
 
-What it does not get to, or cannot land, stays in the outbox: nothing depends on this thread.
+What it does not get to, or cannot land, stays in the outbox: nothing depends on this thread. It ends with its process,
+however that ends; one that ends in order waits for it (:func:`flush` does so at any time).
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stagesink.artifacts import Receipt
@@ -21,6 +22,7 @@ from stagesink.outbox.entry import Entry
 from stagesink.outbox.index import Row
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Outcome, Sync
+from stagesink.sinks._backend_errors import translating
 from stagesink.sinks.protocol import ArtifactSink
 from stagesink.transfer import TransferOptions
 
@@ -29,29 +31,50 @@ _log = logging.getLogger("stagesink")
 _FIRST_WAIT = 5.0  # seconds until what failed is tried again, doubled each time
 _LONGEST_WAIT = 300.0
 _EXIT_SECONDS = 600.0  # how long a process that ends waits for what was never tried
+_SILENT_SECONDS = 2.0  # from then on it says what it waits for
+_LANES_IN_A_HURRY = 3  # so that what is small need not wait for the large one that is on its way
+_BUDGET_IN_A_HURRY = 5.0  # seconds: a store that is gone must not take the time of one that is there
+_OPEN_SINKS = 4
 
 Receipts = tuple[Receipt, ...]
+OpenSink = Callable[[], ArtifactSink]
 
 
 class Superseded(OutboxError):
-    """A newer upload to the same place has landed instead."""
+    """A newer upload to the same place goes instead, or another process was first."""
 
     default_hint = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     entry: Entry
-    open_sink: Callable[[], ArtifactSink]
+    open_sink: OpenSink
     options: TransferOptions
     closes: bool
+    size: int
     future: Future[Receipts] = field(default_factory=Future)
     attempts: int = 0
     not_before: float = 0.0
 
+    @property
+    def age(self) -> tuple[float, str]:
+        return self.entry.created, self.entry.id
+
+    def waits_for(self, other: _Job) -> bool:
+        """Tell whether the other, which waits too, must be tried before: it is older and touches the same objects.
+
+        What adds to a folder waits until that one has landed.
+        """
+        return (
+            other.age < self.age
+            and (self.entry.upload.adds or not other.attempts)
+            and other.entry.goes_where(self.entry)
+        )
+
 
 class BackgroundUploader:
-    """Lands the entries that this process has kept, one after the other, in a thread of its own.
+    """Lands the entries that this process has kept, in a thread of its own: by their slots' priority, then by age.
 
     Parameters
     ----------
@@ -61,43 +84,50 @@ class BackgroundUploader:
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
         self._jobs: list[_Job] = []
-        self._busy: _Job | None = None
+        self._busy: list[_Job] = []
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._lanes = 0
+        self._sinks = _Sinks()
 
     def submit(
-        self, entry: Entry, open_sink: Callable[[], ArtifactSink], options: TransferOptions, *, closes: bool = True
+        self, entry: Entry, open_sink: OpenSink, options: TransferOptions, *, closes: bool = True
     ) -> Future[tuple[Receipt, ...]]:
-        """Land an entry soon.
+        """Land an entry soon. What waits here for the same place gives way to it.
 
         Parameters
         ----------
         entry : Entry
             Kept a moment ago; it may be a quick one.
         open_sink : callable
-            Opens its sink.
+            Opens its sink. One that compares equal to another's opens the same: the sink is used again.
         options : TransferOptions
         closes : bool
-            Close the sink afterwards; False for one that somebody else uses too.
+            Close the sink at some time afterwards; False for one that somebody else uses too.
 
         Returns
         -------
         Future of tuple of Receipt
             Done with the first attempt: what landed, or why it did not. The entry then waits, and is tried again.
         """
-        job = _Job(entry, open_sink, options, closes)
+        job = _Job(entry, open_sink, options, closes, entry.size)
         with self._changed:
-            self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="stagesink-outbox", daemon=True)
-                self._thread.start()
+            replaced = [] if entry.upload.adds else [each for each in self._jobs if _same_place(each, job)]
+            self._jobs = [*(each for each in self._jobs if each not in replaced), job]
+            self._staff()
             self._changed.notify_all()
+        for each in replaced:
+            _answer(each, Superseded(f"{each.entry.path} was not uploaded: a newer one goes instead."))
+        if _ended or not self._lanes:
+            _log.warning(
+                "This process ends, and %s may not be uploaded any more. It waits in %s: `stagesink sync` uploads it.",
+                *(entry.path, self.outbox.path),
+            )
         return job.future
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything was tried, and tell whether all of it has landed.
 
-        What failed before is tried again now.
+        What failed before is tried again now. What is handed over meanwhile is not waited for.
 
         Parameters
         ----------
@@ -105,108 +135,229 @@ class BackgroundUploader:
             Seconds; None waits as long as it takes.
         """
         with self._changed:
-            for job in self._jobs:
-                job.not_before = 0.0
-            pending = {id(job): job.attempts for job in self._all()}
-            self._changed.notify_all()
+            before = [(job, job.attempts) for job in self._all()]
+            self._wake()
+            self._changed.wait_for(
+                lambda: (
+                    all(job.attempts > attempts or job not in self._all() for job, attempts in before)
+                    or not self._lanes
+                ),
+                timeout,
+            )
+            left = self._all()
+            return not any(job in left for job, _ in before)
 
-            def tried() -> bool:
-                return all(job.attempts > pending.get(id(job), -1) for job in self._all())
-
-            return self._changed.wait_for(tried, timeout) and not self._all()
-
-    def finish(self, timeout: float | None = _EXIT_SECONDS) -> None:
-        """Wait for what was never tried, at the end of the process, and say what is left."""
+    def hurry(self) -> None:
+        """Try all that waits now, several at once, the small and valuable first, until the process's hurry is over."""
         with self._changed:
-            self._changed.wait_for(lambda: all(job.attempts for job in self._all()), timeout)
-            left = len(self._all())
+            self._wake()
+
+    def secure(self, until: float | None = None) -> int:
+        """Make what waits here safe from a power cut and from the files' owner, and return how many those are.
+
+        Parameters
+        ----------
+        until : float, optional
+            Monotonic time at which it is left as it is: safe from a kill of this process.
+        """
+        with self._changed:
+            waiting = sorted(self._jobs, key=self._turn)
+        for job in waiting:
+            if until is not None and time.monotonic() >= until:
+                break
+            self._secure(job)
+        with self._changed:
+            return len(self._all())
+
+    def finish(self, timeout: float = _EXIT_SECONDS) -> None:
+        """Wait for what was never tried, at the end of the process, and say what is left."""
+        until = None
+        if _hurry_until is not None:
+            until = _hurry_until
+            timeout = min(timeout, max(0.0, until - time.monotonic()))
+
+        def tried() -> bool:
+            return not self._lanes or all(job.attempts for job in self._all())
+
+        with self._changed:
+            if not self._changed.wait_for(tried, min(timeout, _SILENT_SECONDS)) and timeout > _SILENT_SECONDS:
+                _log.warning(
+                    "This process waits for %d uploads. Ctrl-C leaves them in %s.", len(self._all()), self.outbox.path
+                )
+                self._changed.wait_for(tried, timeout - _SILENT_SECONDS)
+        left = self.secure(until)
+        self._sinks.close()
         if left:
-            _log.warning("%d uploads wait in %s. `stagesink sync` uploads them.", left, self.outbox.path)
+            _log.warning("%d uploads wait in %s: `stagesink sync` uploads them.", left, self.outbox.path)
+
+    # -- the queue ---------------------------------------------------------------------------------------------------
 
     def _all(self) -> list[_Job]:
-        return [*self._jobs, *([] if self._busy is None else [self._busy])]
+        return [*self._jobs, *self._busy]
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while (job := self._next()) is None:
-                    self._changed.wait(self._idle())
-                self._jobs.remove(job)
-                self._busy = job
-            outcomes: list[Outcome] = []
+    def _wake(self) -> None:
+        for job in self._jobs:
+            job.not_before = 0.0
+        self._staff()
+        self._changed.notify_all()
+
+    def _staff(self) -> None:
+        """See that there are threads for what waits."""
+        wanted = min(_LANES_IN_A_HURRY, len(self._all())) if _in_a_hurry() else 1
+        while self._jobs and self._lanes < wanted:
+            first = self._lanes == 0
+            thread = threading.Thread(target=self._work, args=[first], name="stagesink-outbox", daemon=True)
             try:
-                outcomes = self._land(job)
-                landed = outcomes[0].status == "landed"
-            except StagesinkError as error:
-                landed = False
-                self._settle_future(job, error)
-            else:
-                self._settle_future(job, outcomes[0])
+                thread.start()
+            except RuntimeError:  # the interpreter shuts down, or the system has no thread left: it waits on the disk
+                return
+            self._lanes += 1
+
+    def _work(self, stays: bool) -> None:
+        while (job := self._take(stays)) is not None:
+            outcomes = self._attempt(job)
+            landed = outcomes[0].status == "landed"
+            waits = not landed and self.outbox.entry(job.entry.id) is not None
+            if outcomes[0].status != "held" or not waits:
+                _answer(job, outcomes[0])
             with self._changed:
-                self._busy = None
+                self._busy.remove(job)
                 job.attempts += 1
-                if not landed and self.outbox.entry(job.entry.id) is not None:
-                    job.not_before = time.monotonic() + min(_FIRST_WAIT * 2 ** (job.attempts - 1), _LONGEST_WAIT)
-                    self._jobs.append(job)
-                for outcome in outcomes[1:]:
-                    self._drop(outcome.row)
+                if waits:
+                    self._put_back(job, outcomes[0])
+                gone = {outcome.row.id for outcome in outcomes[1:]}
+                dropped = [each for each in self._jobs if each.entry.id in gone]
+                self._jobs = [each for each in self._jobs if each.entry.id not in gone]
                 self._changed.notify_all()
+            for each in dropped:
+                _answer(each, Superseded(f"{each.entry.path} was not uploaded: a newer one has landed."))
+
+    def _take(self, stays: bool) -> _Job | None:
+        with self._changed:
+            while (job := self._next()) is None:
+                if not stays:
+                    self._lanes -= 1
+                    return None
+                self._changed.wait(self._idle())
+            self._jobs.remove(job)
+            self._busy.append(job)
+            return job
 
     def _next(self) -> _Job | None:
-        """Return the job whose turn it is; one that a newer job replaces waits for that one's outcome."""
         now = time.monotonic()
-        for job in self._jobs:
-            newer = any(
-                other.entry.created > job.entry.created and not other.entry.upload.adds and _same_place(job, other)
-                for other in self._jobs
-            )
-            if job.not_before <= now and not newer:
+        for job in sorted(self._jobs, key=self._turn):
+            if job.not_before > now or any(each.entry.goes_where(job.entry) for each in self._busy):
+                continue
+            if not any(job.waits_for(each) for each in self._jobs):
                 return job
         return None
+
+    def _turn(self, job: _Job) -> tuple[float, ...]:
+        size = job.size if _in_a_hurry() else 0
+        return job.entry.priority, size, job.entry.created
 
     def _idle(self) -> float | None:
         due = [job.not_before for job in self._jobs]
         return max(0.05, min(due) - time.monotonic()) if due else None
 
-    def _land(self, job: _Job) -> list[Outcome]:
+    def _put_back(self, job: _Job, outcome: Outcome) -> None:
+        wait = min(_FIRST_WAIT * 2 ** min(job.attempts - 1, 10), _LONGEST_WAIT)
+        job.not_before = time.monotonic() + wait
+        self._jobs.append(job)
+        for other in self._jobs:
+            if other.entry.upload.adds and other.waits_for(job):  # it is not tried before this one has landed
+                other.attempts += 1
+                other.not_before = job.not_before
+                if outcome.error is not None:
+                    _answer(other, outcome)
+
+    # -- one upload --------------------------------------------------------------------------------------------------
+
+    def _attempt(self, job: _Job) -> Sequence[Outcome]:
+        row = Row.of(job.entry)
+        try:
+            with translating(f"{job.entry.path} was not uploaded"):  # a defect must not end the thread
+                return self._land(job, row) or [Outcome(row, "superseded")]
+        except StagesinkError as error:
+            _log.warning("%s: %s It waits in %s.", job.entry.path, error, self.outbox.path)
+            return [Outcome(row, "failed", error=error)]
+
+    def _land(self, job: _Job, row: Row) -> Sequence[Outcome]:
         self.outbox.settle(job.entry)
         if job.entry.packed is not None:  # packing reads the files in its own way
-            job.entry = self.outbox.own(job.entry)
-        entry = job.entry
-        row = Row.of(entry)
-        sync = Sync(self.outbox, lambda uri: job.open_sink(), job.options)
-        with sync if job.closes else nullcontext():
-            outcomes = list(sync.land([row]))
-        if not outcomes:  # it is gone: another process has landed it, or somebody removed it
-            return [Outcome(row, "superseded")]
-        failed = outcomes[0].error
-        if failed is not None:
+            self._own(job)
+        options = job.options
+        if _in_a_hurry():
+            options = replace(options, budget=min(options.budget, _BUDGET_IN_A_HURRY))
+        opened: list[ArtifactSink] = []
+
+        def open_sink(uri: str) -> ArtifactSink:
+            opened.append(self._sinks.take(job.open_sink) if job.closes else job.open_sink())
+            return opened[0]
+
+        outcomes: Sequence[Outcome] = ()
+        try:
+            outcomes = list(Sync(self.outbox, open_sink, options).land([row]))
+        finally:
+            if job.closes and opened:
+                self._sinks.give_back(job.open_sink, opened[0], worn=not outcomes or outcomes[0].status == "failed")
+        if outcomes and outcomes[0].error is not None:
             _log.warning(
-                "%s was not uploaded: %s It waits in %s and is tried again.", entry.path, failed, self.outbox.path
+                "%s was not uploaded: %s It waits in %s and is tried again.",
+                *(job.entry.path, outcomes[0].error, self.outbox.path),
             )
             with suppress(OutboxError):  # no room for a copy: the links stay
-                job.entry = self.outbox.own(entry)  # it may wait long now
+                self._own(job)  # it may wait long now
         return outcomes
 
-    def _drop(self, row: Row) -> None:
-        for job in [job for job in self._jobs if job.entry.id == row.id]:
-            self._jobs.remove(job)
-            job.attempts += 1
-            self._settle_future(job, Outcome(row, "superseded"))
+    def _own(self, job: _Job) -> None:
+        with self.outbox.claim(job.entry.id) as entry:
+            if entry is not None:
+                job.entry = self.outbox.own(entry)
 
-    def _settle_future(self, job: _Job, came: Outcome | StagesinkError) -> None:
-        if job.future.done():
-            return
-        if isinstance(came, StagesinkError):
-            job.future.set_exception(came)
-        elif came.error is not None:
-            job.future.set_exception(came.error)
-        elif came.status == "landed":
-            job.future.set_result(came.receipts)
-        else:
-            job.future.set_exception(
-                Superseded(f"{job.entry.path} was not uploaded from here: a newer one, or another process, was first.")
-            )
+    def _secure(self, job: _Job) -> None:
+        try:
+            self.outbox.settle(job.entry)
+            self._own(job)
+        except StagesinkError as error:
+            if self.outbox.entry(job.entry.id) is not None:  # else it landed meanwhile
+                _log.warning("%s: %s", job.entry.path, error)
+
+
+class _Sinks:
+    """Sinks that stay open from one upload to the next: the few that were used last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[tuple[OpenSink, ArtifactSink]] = []
+
+    def take(self, open_sink: OpenSink) -> ArtifactSink:
+        with self._lock:
+            for index, (opened_by, _) in enumerate(self._free):
+                if opened_by == open_sink:
+                    return self._free.pop(index)[1]
+        return open_sink()
+
+    def give_back(self, open_sink: OpenSink, sink: ArtifactSink, *, worn: bool) -> None:
+        """Take back a sink. One that failed is not used again: a new one asks for credentials anew."""
+        with self._lock:
+            if not worn:
+                self._free.append((open_sink, sink))
+            unused = [sink] if worn else [each for _, each in self._free[:-_OPEN_SINKS]]
+            del self._free[:-_OPEN_SINKS]
+        _close(unused)
+
+    def close(self) -> None:
+        with self._lock:
+            unused = [sink for _, sink in self._free]
+            self._free.clear()
+        _close(unused)
+
+
+def _close(sinks: Sequence[ArtifactSink]) -> None:
+    for sink in sinks:
+        with suppress(StagesinkError), translating(f"{sink.uri} was not closed"):  # all has landed by then
+            sink.close()
 
 
 def _same_place(job: _Job, other: _Job) -> bool:
@@ -214,43 +365,118 @@ def _same_place(job: _Job, other: _Job) -> bool:
     return (one.sink, one.run_id, one.path) == (two.sink, two.run_id, two.path)
 
 
+def _answer(job: _Job, came: Outcome | StagesinkError) -> None:
+    if job.future.done():
+        return
+    if isinstance(came, StagesinkError):
+        job.future.set_exception(came)
+    elif came.error is not None:
+        job.future.set_exception(came.error)
+    elif came.status == "landed":
+        job.future.set_result(came.receipts)
+    else:
+        job.future.set_exception(
+            Superseded(f"{job.entry.path} was not uploaded from here: another process was first, or removed it.")
+        )
+
+
+# -- all uploaders of this process -------------------------------------------------------------------------------------
+
 _lock = threading.Lock()
-_uploaders: dict[tuple[int, Path], BackgroundUploader] = {}
+_uploaders: dict[Path, BackgroundUploader] = {}
+_waited_for = False
+_ended = False
+_hurry_until: float | None = None
 
 
 def background_uploader(outbox: Outbox) -> BackgroundUploader:
     """Return this process's uploader for an outbox. At the end of the process it is waited for."""
-    here = (os.getpid(), outbox.path)
+    global _waited_for
     with _lock:
-        if here not in _uploaders:
-            if not any(pid == here[0] for pid, _ in _uploaders):
-                _at_exit(_finish_all)
-            _uploaders[here] = BackgroundUploader(outbox)
-        return _uploaders[here]
+        if not _waited_for:
+            _waited_for = True
+            before_threads_end(_finish_all)
+        if outbox.path not in _uploaders:
+            _uploaders[outbox.path] = BackgroundUploader(outbox)
+        return _uploaders[outbox.path]
 
 
-def uploaders_here() -> Iterator[BackgroundUploader]:
-    """Yield the uploaders of this process."""
-    pid = os.getpid()
+def uploaders_here() -> list[BackgroundUploader]:
+    """Return the uploaders of this process."""
     with _lock:
-        yield from [uploader for (owner, _), uploader in _uploaders.items() if owner == pid]
+        return list(_uploaders.values())
+
+
+def flush(timeout: float | None = None) -> bool:
+    """Wait for all that this process uploads in the background, and tell whether it has landed.
+
+    What failed before is tried again now. What has not landed then is still kept, and still on its way.
+
+    Parameters
+    ----------
+    timeout : float, optional
+        Seconds; None waits as long as it takes.
+
+    Examples
+    --------
+    >>> stagesink.flush(timeout=60)
+    True
+    """
+    until = None if timeout is None else time.monotonic() + timeout
+    landed = [each.flush(None if until is None else max(0.0, until - time.monotonic())) for each in uploaders_here()]
+    return all(landed)
+
+
+def hurry(until: float) -> None:
+    """Have this process's uploaders land what they can until then: the small and valuable first, several at once.
+
+    Parameters
+    ----------
+    until : float
+        Monotonic time. A process that ends does not wait for uploads any longer than that.
+    """
+    global _hurry_until
+    _hurry_until = until
+    for each in uploaders_here():
+        each.hurry()
+
+
+def give_up() -> None:
+    """End the hurry: a process that ends waits for nothing any more. For signal handlers: it takes no lock."""
+    global _hurry_until
+    _hurry_until = 0.0
+
+
+def before_threads_end(call: Callable[[], None]) -> None:
+    """Call this when the process ends in order, before the executors of the standard library shut down: sinks use them.
+
+    ``atexit`` would be too late for that.
+    """
+    register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]
+    with suppress(RuntimeError):  # it ends already
+        register(call)
+
+
+def _in_a_hurry() -> bool:
+    return _hurry_until is not None and time.monotonic() < _hurry_until
 
 
 def _finish_all() -> None:
+    global _ended
+    _ended = True
     for uploader in uploaders_here():
-        uploader.finish()
+        try:
+            uploader.finish()
+        except KeyboardInterrupt:
+            _log.warning("Stopped. What was not uploaded waits in %s: `stagesink sync`.", uploader.outbox.path)
+            return
 
 
-def _at_exit(call: Callable[[], None]) -> None:
-    # Before the executors of the standard library shut down, which `atexit` would be too late for: sinks use them.
-    register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]
-    register(call)
+def _begin_anew_after_fork() -> None:
+    # The parent's threads are not here, nor is whoever held the lock. Its uploads stay its own.
+    global _lock, _uploaders, _ended, _hurry_until
+    _lock, _uploaders, _ended, _hurry_until = threading.Lock(), {}, False, None
 
 
 if hasattr(os, "register_at_fork"):
-
-    def _new_lock_after_fork() -> None:
-        global _lock
-        _lock = threading.Lock()
-
-    os.register_at_fork(after_in_child=_new_lock_after_fork)
+    os.register_at_fork(after_in_child=_begin_anew_after_fork)
