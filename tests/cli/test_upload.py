@@ -227,12 +227,13 @@ def test_a_scheme_that_nobody_serves(run, checkpoint):
 def test_a_file_where_the_store_should_be(run, checkpoint):
     Path("store").write_text("a file")
     answer = run("upload", checkpoint, "-s", "file:store", "-r", "r1")
-    assert answer.code == 1
+    assert answer.code == 5
     assert "store" in answer.err
     assert Path("store").read_text() == "a file"
 
 
-def test_a_store_that_does_not_let_us(run, checkpoint):
+def test_a_store_that_does_not_let_us(run, checkpoint, monkeypatch):
+    monkeypatch.setenv("STAGESINK_OUTBOX_ENABLED", "false")
     answer = run("upload", checkpoint, "-s", "file:/sys/stagesink", "-r", "r1")
     assert answer.code == 4
     assert "Traceback" not in answer.err
@@ -243,12 +244,13 @@ def test_every_failed_object_has_a_line(run, checkpoint):
         Path("artifacts/r1/checkpoint", name).mkdir(parents=True)
         Path("artifacts/r1/checkpoint", name, "in-the-way").touch()
     answer = run("upload", checkpoint, "-r", "r1")
-    assert answer.code == 1
+    assert answer.code == 5
     lines = answer.err.splitlines()
-    assert lines[0] == "error: 2 of 3 objects failed:"
+    assert lines[0].startswith("error: checkpoint is kept in ")
+    assert lines[0].endswith(": 2 of 3 objects failed:")
     assert [line.split(":")[0] for line in lines[1:3]] == ["  checkpoint/model.bin", "  checkpoint/optimizer.bin"]
     document = run("upload", checkpoint, "-r", "r1", "--json").json
-    assert set(document["error"]["failures"]) == {"checkpoint/model.bin", "checkpoint/optimizer.bin"}
+    assert set(document["error"]["cause"]["failures"]) == {"checkpoint/model.bin", "checkpoint/optimizer.bin"}
 
 
 @pytest.mark.parametrize("workers", ["0", "65", "many"])

@@ -58,10 +58,15 @@ def exit_code(error: StagesinkError) -> int:
 
 
 def describe(error: StagesinkError) -> dict[str, Any]:
-    """Return an error as plain JSON values: ``type``, ``message``, ``hint`` and, for several, ``failures`` by path."""
+    """Return an error as plain JSON values: ``type``, ``message``, ``hint`` and, for several, ``failures`` by path.
+
+    What is kept in the outbox has the error that it did not land for as its ``cause``.
+    """
     document: dict[str, Any] = {"type": type(error).__name__, "message": error.message.strip(), "hint": error.hint}
     if failures := _failures(error):
         document["failures"] = {path: describe(failure) for path, failure in failures.items()}
+    if isinstance(error, KeptInOutbox) and isinstance(error.__cause__, StagesinkError):
+        document["cause"] = describe(error.__cause__)
     return document
 
 
