@@ -144,7 +144,7 @@ class Keeper:
         with ExitStack() as claims:
             replaced: list[str] = []
             for plan in plans:
-                waiting = outbox.waiting_for(sink.uri, plan.run_id, plan.path)
+                waiting = outbox.waiting_for(sink.uri, plan.run_id, plan.place)
                 if plan.adds:
                     for row in waiting:
                         for outcome in Sync(outbox, lambda uri: sink, options).land([row]):
@@ -152,7 +152,7 @@ class Keeper:
                                 raise outcome.error
                     continue
                 for row in waiting:
-                    if row.path == plan.path and claims.enter_context(outbox.claim(row.id, timeout=-1)) is not None:
+                    if row.path == plan.place and claims.enter_context(outbox.claim(row.id, timeout=-1)) is not None:
                         replaced.append(row.id)
             yield
             for entry_id in replaced:

@@ -18,6 +18,9 @@ def upload_training_artifacts(
     config_dir: StrPath | None = None,
     *,
     sink: StrPath | ArtifactSink | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    session: str | None = None,
     **options: Any,
 ) -> dict[str, bool]:
     """Upload what training hands over.
@@ -32,6 +35,10 @@ def upload_training_artifacts(
     config_dir : path, optional
         Folder that holds ``mlflow.yaml``.
     sink : str, path or ArtifactSink, optional
+    rank, world_size : int, optional
+        The checkpoint is this rank's part of one that all ranks upload, see
+        :meth:`.ArtifactUploader.upload_checkpoint`. Hand over the metrics on one rank only.
+    session : str, optional
     **options
         Of :class:`stagesink.ArtifactUploader`: ``on_failure``, ``verify``, ``workers``, ``progress``.
 
@@ -41,7 +48,8 @@ def upload_training_artifacts(
         ``checkpoint`` and ``metrics_json``, for those that were given: True when it landed.
     """
     with ArtifactUploader(run_id, "training", config_dir, sink=sink, **options) as uploader:
-        return uploader.upload_slots(_given(checkpoint=checkpoint_dir, metrics_json=metrics_json_path))
+        paths = _given(checkpoint=checkpoint_dir, metrics_json=metrics_json_path)
+        return uploader.upload_slots(paths, ranks=(rank, world_size, session))
 
 
 def upload_conversion_artifacts(

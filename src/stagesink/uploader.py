@@ -25,6 +25,7 @@ from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
 from stagesink.runs import find_run, named_run
+from stagesink.session import next_session
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.stages import OnFailure
@@ -41,11 +42,13 @@ from stagesink.transfer import (
 )
 from stagesink.transfer.options import Verify
 from stagesink.transfer.progress import ProgressStyle
+from stagesink.transfer.share import Share
 from stagesink.tree import scan_tree
 
 logger = logging.getLogger("stagesink")
 
 StrPath = str | os.PathLike[str]
+Ranks = tuple[int | None, int | None, str | None]
 
 
 class ArtifactUploader:
@@ -184,7 +187,14 @@ class ArtifactUploader:
     # -- uploads -----------------------------------------------------------------------------------------------------
 
     def upload_checkpoint(
-        self, checkpoint_dir: StrPath, artifact_path: str = "checkpoint", skip_if_disabled: bool = True
+        self,
+        checkpoint_dir: StrPath,
+        artifact_path: str = "checkpoint",
+        skip_if_disabled: bool = True,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+        session: str | None = None,
     ) -> bool:
         """Upload a checkpoint folder: as a tree, or as one archive when ``artifacts.pack`` says so.
 
@@ -195,11 +205,18 @@ class ArtifactUploader:
             Folder it becomes in the run; an archive's name gets its suffix.
         skip_if_disabled : bool
             False uploads even when the stage or the slot is switched off in the configuration.
+        rank, world_size : int, optional
+            This process is one rank of a distributed job, the folder holds what it alone wrote, and may be empty. Each
+            rank calls this; the checkpoint is there once the last one has. True: this rank's part has landed.
+        session : str, optional
+            The same on all ranks for one checkpoint, and another for each checkpoint and each start of the job.
+            Default: what the launcher tells, see :mod:`stagesink.session`.
         """
         destination = _posix(artifact_path)
+        ranks = (rank, world_size, session)
         return self._upload(
             destination,
-            lambda: self._plan_checkpoint(_checked(checkpoint_dir), destination, force=not skip_if_disabled),
+            lambda: self._plan_checkpoint(_checked(checkpoint_dir), destination, ranks, force=not skip_if_disabled),
         )
 
     def upload_packed_checkpoint(
@@ -299,7 +316,13 @@ class ArtifactUploader:
         """
         self._keeper.keep([plan], self.sink.uri, error=error)
 
-    def upload_slots(self, paths: Mapping[str, StrPath], *, trial_number: int | None = None) -> dict[str, bool]:
+    def upload_slots(
+        self,
+        paths: Mapping[str, StrPath],
+        *,
+        trial_number: int | None = None,
+        ranks: Ranks = (None, None, None),
+    ) -> dict[str, bool]:
         """Upload what the stage hands over, slot by slot, each to the destination the stage table names.
 
         Parameters
@@ -308,6 +331,8 @@ class ArtifactUploader:
             By slot name.
         trial_number : int, optional
             For slots that land as archives.
+        ranks : tuple of rank, world_size and session, optional
+            For slots that land as trees: see :meth:`upload_checkpoint`.
 
         Returns
         -------
@@ -327,7 +352,7 @@ class ArtifactUploader:
             path = _checked(path)
             destination = slot.destination_of(_name_of(path))
             if slot.kind == "tree":
-                return self._plan_checkpoint(path, destination)
+                return self._plan_checkpoint(path, destination, ranks)
             if slot.kind == "archive":
                 return self._plan_packed(path, destination, trial_number)
             return self._plan_file(path, destination)
@@ -411,14 +436,36 @@ class ArtifactUploader:
 
     # -- the way of one upload ---------------------------------------------------------------------------------------
 
-    def _plan_checkpoint(self, folder: str, destination: str, *, force: bool = False) -> Plan | None:
+    def _plan_checkpoint(
+        self, folder: str, destination: str, ranks: Ranks = (None, None, None), *, force: bool = False
+    ) -> Plan | None:
         skipped = self._all_skipped if force else self._skipped
         if skipped(destination):
             return None
+        share = self._share(destination, *ranks)
         pack = self.config.artifacts.pack
         if pack != "none":
+            if share is not None and share.world_size > 1:
+                raise ConfigError(
+                    f"artifacts.pack is {pack}, and several ranks cannot make one archive.",
+                    hint="Set artifacts.pack (STAGESINK_PACK) to none for this job.",
+                )
             return self._packed(folder, f"{destination}.{pack}", None)
-        return plan_tree(self.run_id, destination, folder, provenance=provenance(self.stage))
+        return plan_tree(self.run_id, destination, folder, provenance=provenance(self.stage), share=share)
+
+    def _share(self, destination: str, rank: int | None, world_size: int | None, session: str | None) -> Share | None:
+        if rank is None and world_size is None:
+            return None
+        if rank is None or world_size is None:
+            raise ConfigError("rank and world_size go together.", hint="Pass both, or none of them.")
+        if world_size == 1:
+            return Share(rank, world_size, session or "alone")
+        if self.named_run_id is None:
+            raise ConfigError(
+                "Each rank would make up a run of its own.",
+                hint="Name one run for all ranks: run_id=, STAGESINK_RUN_ID or MLFLOW_RUN_ID.",
+            )
+        return Share(rank, world_size, next_session(self.run_id, destination) if session is None else session)
 
     def _plan_packed(self, folder: str, destination: str, trial_number: int | None) -> Plan | None:
         return None if self._skipped(destination) else self._packed(folder, destination, trial_number)
@@ -503,9 +550,12 @@ class ArtifactUploader:
         self._count(receipts, start, failed=False)
         sent = sum(receipt.size for receipt in receipts)
         landed = wanted[0].path if len(wanted) == 1 else what
-        where = self.sink.uri if receipts[0].status != "kept" else f"the outbox {self._keeper.outbox.path}"
+        if wanted[0].share is not None:
+            landed = f"{landed}, the part of rank {wanted[0].share.rank}"
+        kept = settings.mode == "offline" or settings.background
+        where = self.sink.uri if not kept else f"the outbox {self._keeper.outbox.path}"
         logger.info("%s: %d files, %.1f MB, in %s", landed, len(receipts), sent / 1e6, where)
-        return len(wanted) == len(plans) and (receipts[0].status != "kept" or settings.background)
+        return len(wanted) == len(plans) and (not kept or settings.background)
 
     def _send(self, plans: list[Plan], what: str) -> tuple[Receipt, ...]:
         transfer = Transfer(self.sink, self.options, progress=self.progress)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stagesink.archive import ArchiveFormat
     from stagesink.artifacts import Receipt
     from stagesink.transfer import Plan
+    from stagesink.transfer.share import Share
     from stagesink.uploader import ArtifactUploader
 
 EPILOG = examples(
@@ -60,6 +61,15 @@ def upload(
         typer.Option("--verify", help="What proves that it landed; full reads back and mends. Default: as configured."),
     ] = None,
     workers: options.Workers = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", help="PATH is this rank's part of a folder that all ranks of a job upload."),
+    ] = None,
+    world_size: Annotated[int | None, typer.Option("--world-size", help="How many ranks there are.")] = None,
+    session: Annotated[
+        str | None,
+        typer.Option("--session", help="The same on all ranks; another for each checkpoint and each start of the job."),
+    ] = None,
     dry_run: options.DryRun = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -71,7 +81,8 @@ def upload(
     manifest is, which is written last.
     """
     out = Output(as_json, quiet, verbose)
-    chosen = _Chosen(Path(path), to, pack, tuple(include or ()), tuple(exclude or ()))
+    share = _share(rank, world_size, session)
+    chosen = _Chosen(Path(path), to, pack, tuple(include or ()), tuple(exclude or ()), share)
     with options.open_uploader(
         sink, run_id, config_dir, stage=stage, workers=workers, verify=verify, quiet=quiet
     ) as uploader:
@@ -80,6 +91,8 @@ def upload(
         if dry_run:
             _show_plan(out, uploader, plan, sink)
             return
+        if share is not None and uploader.named_run_id is None:
+            raise typer.BadParameter("With --rank, name one run for all ranks: --run-id or STAGESINK_RUN_ID.")
         plan = _for_run(plan, uploader.run_id)
         start = time.monotonic()
         try:
@@ -108,9 +121,15 @@ class _Chosen:
     """What the user wants uploaded, and as what."""
 
     def __init__(
-        self, path: Path, to: str | None, pack: str | None, include: Sequence[str], exclude: Sequence[str]
+        self,
+        path: Path,
+        to: str | None,
+        pack: str | None,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        share: Share | None,
     ) -> None:
-        self.path, self.pack, self.include, self.exclude = path, pack, include, exclude
+        self.path, self.pack, self.include, self.exclude, self.share = path, pack, include, exclude, share
         # abspath: "." and "out/.." have names too.
         self.to = os.path.basename(os.path.abspath(path)) if to is None else to
 
@@ -120,6 +139,8 @@ class _Chosen:
 
         origin = provenance(uploader.stage)
         as_folder = self.path.is_dir() or self.pack not in (None, "none")
+        if self.share is not None and not as_folder:
+            raise typer.BadParameter(f"--rank is for a folder; {self.path} is a file.")
         if not as_folder:
             plan = plan_file(run_id, self.to, self.path, provenance=origin)
             if self.include or self.exclude:
@@ -128,7 +149,9 @@ class _Chosen:
         to, pack = self._landing(uploader.config.artifacts.pack)
         chosen: dict[str, Any] = {"include": self.include, "exclude": self.exclude, "provenance": origin}
         if pack == "none":
-            return plan_tree(run_id, to, self.path, **chosen)
+            return plan_tree(run_id, to, self.path, share=self.share, **chosen)
+        if self.share is not None and self.share.world_size > 1:
+            raise typer.BadParameter("Several ranks cannot make one archive: use --pack none with --rank.")
         level = uploader.config.artifacts.compression.level
         return plan_packed_tree(
             run_id, to, self.path, archive_format=cast("ArchiveFormat", pack), level=level, **chosen
@@ -146,6 +169,17 @@ class _Chosen:
         if named is not None:
             raise typer.BadParameter(f"--pack {pack} and --to {to} name two formats.")
         return f"{to}.{pack}", pack
+
+
+def _share(rank: int | None, world_size: int | None, session: str | None) -> Share | None:
+    from stagesink.transfer.share import Share
+
+    if rank is None and world_size is None and session is None:
+        return None
+    if rank is None or world_size is None or session is None:
+        # Not asked of the launcher, as in Python: each command is a process of its own and cannot count checkpoints.
+        raise typer.BadParameter("--rank, --world-size and --session go together.")
+    return Share(rank, world_size, session)
 
 
 def _known_run(run_id: str | None) -> str:
@@ -207,7 +241,7 @@ def _files(plan: Plan) -> list[tuple[str, int]]:
     """Return path and size of every file: in the run, or in the archive that would be made."""
     from stagesink.archive import ArchiveSource
 
-    source = plan.objects[0].source
+    source = plan.objects[0].source if plan.objects else None
     if isinstance(source, ArchiveSource):
         return [(file.path, file.size) for file in source.tree.files]
     return [(item.key.path, item.size or 0) for item in plan.objects]

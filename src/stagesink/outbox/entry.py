@@ -18,6 +18,7 @@ from stagesink.errors import OutboxError, StagesinkError
 from stagesink.manifest import Kind, ManifestEntry
 from stagesink.outbox.snapshot import How, rewritten
 from stagesink.transfer.plan import Plan, PlannedObject
+from stagesink.transfer.share import Share
 from stagesink.tree import Tree, TreeFile
 
 FORMAT = "stagesink.outbox/1"
@@ -120,8 +121,8 @@ class Entry:
 
     @property
     def path(self) -> str:
-        """Destination inside the run."""
-        return self.upload.path
+        """Destination inside the run; of a rank's share, a name of its own below it."""
+        return self.upload.place
 
     @property
     def size(self) -> int:
@@ -155,7 +156,7 @@ class Entry:
             source = ArchiveSource(
                 Tree(self.folder / FILES, files), self.packed.archive_format, self.packed.level, self.packed.prefix
             )
-            objects = (PlannedObject(ArtifactKey(run, self.path), source, None),)
+            objects = (PlannedObject(ArtifactKey(run, self.upload.path), source, None),)
         return replace(self.upload, run_id=run, objects=objects)
 
     def to_bytes(self) -> bytes:
@@ -178,6 +179,7 @@ class Entry:
             "path": upload.path,
             "kind": upload.kind,
             "adds": upload.adds,
+            "share": upload.share and [upload.share.rank, upload.share.world_size, upload.share.session],
             "skipped": list(upload.skipped),
             "details": dict(upload.details),
             "provenance": dict(upload.provenance),
@@ -248,6 +250,7 @@ def _from_document(document: Mapping[str, Any], folder: Path) -> Entry:
         contents=None if contents is None else tuple(ManifestEntry(*each) for each in contents),
         archive_sha256=document["archive_sha256"],
         adds=bool(document["adds"]),
+        share=None if document.get("share") is None else Share(*document["share"]),
     )
     ArtifactKey(upload.run_id, upload.path)
     packed = document["packed"]

@@ -68,6 +68,11 @@ class Plan:
         return manifest_key(self.run_id, self.path, self.kind)
 
     @property
+    def place(self) -> str:
+        """What only a newer upload to the same replaces: the path, or a rank's share of what lies there."""
+        return self.path if self.share is None else f"{self.path}/rank-{self.share.rank}"
+
+    @property
     def size(self) -> int | None:
         """Bytes of all objects; None when one is unknown."""
         sizes = [item.size for item in self.objects]
