@@ -11,7 +11,7 @@ from stagesink._version import __version__
 
 def provenance(stage: str | None) -> dict[str, str]:
     """Return stage, stagesink version, UTC time and, when the working folder is in a git checkout, its commit."""
-    commit = _git_commit()
+    commit = git_commit()
     return {
         **({"stage": stage} if stage else {}),
         "stagesink_version": __version__,
@@ -21,7 +21,8 @@ def provenance(stage: str | None) -> dict[str, str]:
 
 
 @functools.cache
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """Return the commit that the working folder is at, None outside of a checkout."""
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, timeout=2, check=False

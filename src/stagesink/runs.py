@@ -113,12 +113,17 @@ def find_run(run_id: str | None = None, *, needs_server: bool, environ: Mapping[
     return FoundRun(_run_of_this_process(), "made for this process")
 
 
+def new_run_id() -> str:
+    """Return an id for a run that no server has made: sortable by time."""
+    letters = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LETTERS))
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{letters}"
+
+
 def _run_of_this_process() -> str:
     global _local_run_id
     with _lock:
         if _local_run_id is None:
-            letters = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_LETTERS))
-            _local_run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{letters}"
+            _local_run_id = new_run_id()
             # A warning, so that it is seen where nobody configured logging: whoever seeks the artifacts needs it.
             _log.warning(
                 "No run was named: this process uploads to run %s. Set STAGESINK_RUN_ID to name it.", _local_run_id

@@ -26,10 +26,10 @@ _log = logging.getLogger("stagesink")
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _ENDED = ("FINISHED", "FAILED", "KILLED")
-_PARENT_TAG = "mlflow.parentRunId"
+PARENT_TAG = "mlflow.parentRunId"
 _DEFAULT_EXPERIMENT = "0"
 _LONGEST_PARAM = 6000  # characters; what every server from 2.9 on takes
-_LONGEST_TAG = 5000
+LONGEST_TAG = 5000
 
 _HINTS: dict[type[SinkError], str] = {
     RunNotFound: "Check the run id, and that the sink names the server it was made on.",
@@ -78,15 +78,15 @@ def start_run(
     SinkAuthError, TransientSinkError, SinkError
         The server refused, could not be reached, or answered otherwise.
     """
-    server = _Server(tracking_uri)
+    server = TrackingServer(tracking_uri)
     parent = None if parent_run_id is None else server.living_run(parent_run_id)
     if parent is not None and experiment is None:
         experiment_id = parent.info.experiment_id
     else:
         experiment_id = server.experiment_id(experiment)
-    wanted = {name: str(value)[:_LONGEST_TAG] for name, value in (tags or {}).items()}
+    wanted = {name: str(value)[:LONGEST_TAG] for name, value in (tags or {}).items()}
     if parent_run_id is not None:
-        wanted[_PARENT_TAG] = parent_run_id
+        wanted[PARENT_TAG] = parent_run_id
     with server.asked(f"No run could be started on {server.shown}"):
         from mlflow.tracking.context.registry import resolve_tags
 
@@ -113,7 +113,7 @@ def resume_run(tracking_uri: str, run_id: str, *, tags: Mapping[str, str] | None
     SinkAuthError, TransientSinkError, SinkError
         The server refused, could not be reached, or answered otherwise.
     """
-    server = _Server(tracking_uri)
+    server = TrackingServer(tracking_uri)
     run = server.living_run(run_id)
     missing = {name: value for name, value in (tags or {}).items() if name not in run.data.tags}
     server.log(run_id, "tags", tags=missing)
@@ -136,7 +136,7 @@ class TrackedRun:
         Where a browser shows it; None where there is no server.
     """
 
-    def __init__(self, server: _Server, run: Any, *, is_new: bool) -> None:
+    def __init__(self, server: TrackingServer, run: Any, *, is_new: bool) -> None:
         self.run_id: str = run.info.run_id
         self.url = server.page_of(run.info)
         self._server = server
@@ -151,10 +151,17 @@ class TrackedRun:
         SinkError
             The server refused, for example to change a parameter that it has already, or could not be reached.
         """
-        self._server.log(self.run_id, "params", params={name: _shortened(value) for name, value in params.items()})
+        self._server.log(self.run_id, "params", params={name: shortened(value) for name, value in params.items()})
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, *, time: int | None = None) -> None:
         """Log metrics: anything that ``float`` takes, NaN and infinities too.
+
+        Parameters
+        ----------
+        metrics : mapping of str to number
+        step : int, optional
+        time : int, optional
+            When it was: milliseconds since 1970. Default: now.
 
         Raises
         ------
@@ -163,19 +170,10 @@ class TrackedRun:
         SinkError
             The server refused or could not be reached.
         """
-        numbers: dict[str, float] = {}
-        wrong: list[str] = []
-        for name, value in metrics.items():
-            try:
-                numbers[name] = float(value)
-            except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises RuntimeError, numpy TypeError
-                wrong.append(f"{name} ({type(value).__name__})")
-        self._server.log(self.run_id, "metrics", metrics=numbers, step=int(step or 0))
-        if wrong:
-            raise ConfigError(
-                f"These metrics were not logged, since they are no numbers: {', '.join(wrong)}.",
-                hint="Log them as parameters, or leave them out.",
-            )
+        numbers, wrong = as_numbers(metrics)
+        self._server.log(self.run_id, "metrics", metrics=numbers, step=int(step or 0), time=time)
+        if wrong is not None:
+            raise wrong
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, over those of the same name.
@@ -196,7 +194,7 @@ class TrackedRun:
             The server refused or could not be reached.
         """
         info = self._found
-        with self._server.asked(f"Run {self.run_id} could not be ended"), _in_peace(once=self._server.is_gone):
+        with self._server.asked(f"Run {self.run_id} could not be ended"), in_peace(once=self._server.is_gone):
             try:
                 if info is not None and info.status not in _ENDED:
                     info = self._server.client.get_run(self.run_id).info
@@ -222,7 +220,7 @@ class TrackedRun:
             self._server.client.delete_run(self.run_id)
 
 
-class _Server:
+class TrackingServer:
     """One tracking server, and what its client raises in our terms.
 
     Attributes
@@ -305,6 +303,7 @@ class _Server:
         params: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,
         step: int = 0,
+        time: int | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Send it all; the client cuts it into batches of the size that servers take."""
@@ -312,7 +311,7 @@ class _Server:
 
         from stagesink.sinks.mlflow.tracking import reach
 
-        now = int(time.time() * 1000)
+        now = now_in_ms() if time is None else time
         doing = f"The {what} could not be logged to run {run_id}"
         with self.asked(doing, missing=RunNotFound, hints={**_HINTS, SinkError: _REFUSED}):
             if self.is_gone:
@@ -323,7 +322,7 @@ class _Server:
                 run_id,
                 metrics=[Metric(name, value, now, step) for name, value in (metrics or {}).items()],
                 params=[Param(name, value) for name, value in (params or {}).items()],
-                tags=[RunTag(name, str(value)[:_LONGEST_TAG]) for name, value in (tags or {}).items()],
+                tags=[RunTag(name, str(value)[:LONGEST_TAG]) for name, value in (tags or {}).items()],
                 synchronous=True,  # so that what is returned holds
             )
 
@@ -341,7 +340,30 @@ class _Server:
         return f"{self._address.server}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
 
-def _shortened(value: object) -> str:
+def now_in_ms() -> int:
+    """Return the time as MLflow counts it: milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def as_numbers(metrics: Mapping[str, Any]) -> tuple[dict[str, float], ConfigError | None]:
+    """Return what ``float`` makes of metrics, and an error that names those that it takes nothing from."""
+    numbers: dict[str, float] = {}
+    wrong: list[str] = []
+    for name, value in metrics.items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises RuntimeError, numpy TypeError
+            wrong.append(f"{name} ({type(value).__name__})")
+    if not wrong:
+        return numbers, None
+    return numbers, ConfigError(
+        f"These metrics were not logged, since they are no numbers: {', '.join(wrong)}.",
+        hint="Log them as parameters, or leave them out.",
+    )
+
+
+def shortened(value: object) -> str:
+    """Return a parameter's text, cut off where servers would."""
     text = str(value)
     return text if len(text) <= _LONGEST_PARAM else text[: _LONGEST_PARAM - 1] + "…"
 
@@ -388,7 +410,7 @@ def _deactivate(run_id: str, status: str) -> None:
 
 
 @contextmanager
-def _in_peace(*, once: bool) -> Iterator[None]:
+def in_peace(*, once: bool) -> Iterator[None]:
     """Keep mlflow from printing the server's address, password and all, and from forgetting MLFLOW_RUN_ID.
 
     Parameters

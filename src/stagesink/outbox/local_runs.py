@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -67,6 +67,8 @@ class Told:
 
     Parameters
     ----------
+    experiment : str or None
+        Where the run is to be made, in the server's terms.
     run_id : str or None
         The run there; None before it was made.
     sent : int
@@ -77,10 +79,14 @@ class Told:
         Bytes of the journal up to the end that was set there.
     """
 
+    experiment: str | None = None
     run_id: str | None = None
     sent: int = 0
     sending: int = 0
     ended: int = 0
+
+
+_FACTS = {each.name for each in fields(Told)}
 
 
 class LocalRun:
@@ -125,7 +131,7 @@ class LocalRun:
         found: dict[str, Told] = {}
         for _, line in _read(self._sent, 0):
             known = found.get(line["server"], Told())
-            changes = {name: line[name] for name in ("run_id", "sent", "sending", "ended") if name in line}
+            changes = {name: value for name, value in line.items() if name in _FACTS}
             found[line["server"]] = replace(known, **changes)
         if self.start.joined:
             found[self.start.sink] = replace(found.get(self.start.sink, Told()), run_id=self.run_id)
@@ -250,9 +256,16 @@ class LocalRuns:
                 found.append(run)
         return sorted(found, key=lambda run: (run.start.time, run.run_id))
 
-    def waiting(self) -> list[LocalRun]:
-        """Return the runs of which the server they were begun for does not know everything yet, oldest first."""
-        return [run for run in self.all() if run.waits_for(run.start.sink)]
+    def waiting(self) -> list[tuple[LocalRun, str]]:
+        """Return the runs of which a server does not know everything yet, each with the sink's URI, oldest first.
+
+        Each is to be known by the server it was begun for, and by those that know it already.
+        """
+        found = []
+        for run in self.all():
+            servers = dict.fromkeys([run.start.sink, *run.servers()])
+            found += [(run, uri) for uri in servers if run.waits_for(uri)]
+        return found
 
     def on_server(self, run_id: str, sink_uri: str) -> str | None:
         """Return a run's id on a sink's server: its own when it was not made here, None before it is made there."""
@@ -279,7 +292,7 @@ class LocalRuns:
 
 def _append(path: Path, line: Mapping[str, Any], *, make: bool, first: bool = False) -> None:
     """Add a line, and wait until it is on the disk; with ``first`` only where there is none yet."""
-    data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if make else 0)
     try:
         is_new = make and not path.exists()

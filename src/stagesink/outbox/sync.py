@@ -122,7 +122,7 @@ class Sync:
 
     def _land(self, held: list[tuple[Row, Entry]]) -> Iterator[Outcome]:
         try:
-            sink = self._sink(held[0][0].sink)
+            sink = self.sink(held[0][0].sink)
             plans = {row.id: entry.plan(self._run_of(entry, sink)) for row, entry in held}
         except StagesinkError as error:
             yield from (self._failed(row, error) for row, _ in held)
@@ -164,7 +164,8 @@ class Sync:
                         self._outbox.remove(old.id)
                         yield Outcome(old, "superseded")
 
-    def _sink(self, uri: str) -> ArtifactSink:
+    def sink(self, uri: str) -> ArtifactSink:
+        """Return the sink of a URI, opened once. One that could not be opened, or is gone, raises again what it did."""
         if uri in self._gone:
             raise self._gone[uri]
         if uri not in self._sinks:

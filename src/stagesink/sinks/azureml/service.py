@@ -160,7 +160,7 @@ def experiment_of(http: HttpClient, workspace: Workspace, run_id: str) -> str:
     """
     key = ArtifactKey(run_id, "any")  # refuses what can be no run id
     doing = f"Run {key.run_id} could not be looked up"
-    tracking = _Tracking(http, workspace)
+    tracking = Tracking(http, workspace)
     answer = tracking.call("GET", f"runs/get?run_id={quote(run_id, safe='')}", doing)
     found = _EXPERIMENT.search(tracking.text(answer, doing, "run", "info", "artifact_uri"))
     if found is None:
@@ -171,36 +171,42 @@ def experiment_of(http: HttpClient, workspace: Workspace, run_id: str) -> str:
 def new_run(http: HttpClient, workspace: Workspace, experiment: str) -> str:
     """Make a run in an experiment, which is made too where it is not there, and return its id."""
     doing = f"No run could be started in {workspace.name}"
-    tracking = _Tracking(http, workspace)
-    try:
-        name = quote(experiment, safe="")
-        answer = tracking.call("GET", f"experiments/get-by-name?experiment_name={name}", doing)
-        experiment_id = tracking.text(answer, doing, "experiment", "experiment_id")
-    except RunNotFound:
-        answer = tracking.call("POST", "experiments/create", doing, {"name": experiment})
-        experiment_id = tracking.text(answer, doing, "experiment_id")
+    tracking = Tracking(http, workspace)
+    experiment_id = tracking.experiment_id(experiment, doing)
     wanted = {"experiment_id": experiment_id, "run_name": experiment, "start_time": int(time.time() * 1000)}
     return tracking.text(tracking.call("POST", "runs/create", doing, wanted), doing, "run", "info", "run_id")
 
 
 def delete_run(http: HttpClient, workspace: Workspace, run_id: str) -> None:
     """Delete a run, as MLflow does."""
-    _Tracking(http, workspace).call("POST", "runs/delete", f"Run {run_id} could not be deleted", {"run_id": run_id})
+    Tracking(http, workspace).call("POST", "runs/delete", f"Run {run_id} could not be deleted", {"run_id": run_id})
 
 
-class _Tracking:
+class Tracking:
     """MLflow's REST API, as the workspace speaks it."""
 
     def __init__(self, http: HttpClient, workspace: Workspace) -> None:
         self._http = http
         self._base = f"{workspace.service}/mlflow/v1.0/{workspace.path}/api/2.0/mlflow"
 
+    def request(self, method: str, call: str, doing: str, body: Mapping[str, Any] | None = None) -> BaseHTTPResponse:
+        return self._http.request(method, f"{self._base}/{call}", doing, json=body)
+
     def call(self, method: str, call: str, doing: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        response = self._http.request(method, f"{self._base}/{call}", doing, json=body)
+        response = self.request(method, call, doing, body)
         error = error_of(response, doing, self._http.name, missing=RunNotFound)
         if error is not None:
             raise error
         return json_of(response)
+
+    def experiment_id(self, name: str, doing: str) -> str:
+        """Return the id of an experiment, which is made where it is not there."""
+        try:
+            answer = self.call("GET", f"experiments/get-by-name?experiment_name={quote(name, safe='')}", doing)
+            return self.text(answer, doing, "experiment", "experiment_id")
+        except RunNotFound:
+            answer = self.call("POST", "experiments/create", doing, {"name": name})
+            return self.text(answer, doing, "experiment_id")
 
     def text(self, answer: object, doing: str, *names: str) -> str:
         """Return what an answer holds under these names, one inside the other."""

@@ -21,9 +21,11 @@ from stagesink.sinks.azureml.auth import Credential, Tokens
 from stagesink.sinks.azureml.blobs import Blobs
 from stagesink.sinks.azureml.datastore import DatastoreSink
 from stagesink.sinks.azureml.registrar import Registrar
+from stagesink.sinks.azureml.runs import WorkspaceRuns
 from stagesink.sinks.azureml.service import Run, delete_run, experiment_of, new_run, renewed_token
 from stagesink.sinks.azureml.signed import SignedUrl
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
+from stagesink.sinks.runs import RunServer
 
 _SCRATCH = "stagesink-doctor"  # the experiment of runs for a trial
 _LOOKED_AT = 32  # blobs at once, when a run is listed
@@ -139,6 +141,10 @@ class AzureMLSink:
         finally:
             self._runs.pop(run_id, None)
             delete_run(self._http, self._address.workspace, run_id)
+
+    def run_server(self) -> RunServer:
+        """Return what makes the runs here that began without the workspace."""
+        return WorkspaceRuns(self._http, self._address)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,217 @@
+"""Runs without their server: what trackers and helpers log to them waits in the outbox."""
+
+from __future__ import annotations
+
+import atexit
+import getpass
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from stagesink.errors import ConfigError, OutboxError
+from stagesink.outbox.local_runs import LocalRun, RunStart
+from stagesink.provenance import git_commit
+from stagesink.runs import new_run_id
+from stagesink.tracked_runs import LONGEST_TAG, EndStatus, as_numbers, now_in_ms, shortened
+
+if TYPE_CHECKING:
+    from stagesink.outbox.store import Outbox
+
+_log = logging.getLogger("stagesink")
+
+_LONGEST_NAME = 250
+
+
+class KeptRuns:
+    """The runs that an outbox keeps for one sink whose runs a server tracks.
+
+    Parameters
+    ----------
+    outbox : Outbox
+    sink_uri : str
+    """
+
+    def __init__(self, outbox: Outbox, sink_uri: str) -> None:
+        self.outbox = outbox
+        self._sink_uri = sink_uri
+
+    def on_server(self, run_id: str) -> str | None:
+        """Return what the server calls a run; None for one that is not there yet."""
+        return self.outbox.runs.on_server(run_id, self._sink_uri)
+
+    def start(
+        self,
+        *,
+        run_id: str | None = None,
+        experiment: str | None = None,
+        run_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+    ) -> KeptRun:
+        """Begin a run of which no server knows, with an id of its own or the one that is given.
+
+        Raises
+        ------
+        OutboxError
+            The outbox cannot be written.
+        """
+        start = RunStart(
+            run_id or new_run_id(),
+            self._sink_uri,
+            now_in_ms(),
+            experiment=experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
+            name=run_name,
+            parent_run_id=parent_run_id,
+            tags={**_source(), **{name: str(value)[:LONGEST_TAG] for name, value in (tags or {}).items()}},
+        )
+        return KeptRun(self.outbox.runs.make(start), is_new=True)
+
+    def join(self, run_id: str, *, tags: Mapping[str, str] | None = None) -> KeptRun:
+        """Go on with a run: one of this outbox's, or one that the server knows under this id.
+
+        Raises
+        ------
+        OutboxError
+            The outbox cannot be written.
+        """
+        run = self.outbox.runs.get(run_id)
+        if run is None:
+            run = self.outbox.runs.make(RunStart(run_id, self._sink_uri, now_in_ms(), joined=True))
+        kept = KeptRun(run, is_new=False)
+        missing = {name: value for name, value in (tags or {}).items() if name not in run.start.tags}
+        if missing and not run.start.joined:  # a server's run may have them, and keeps its own
+            kept.set_tags(missing)
+        return kept
+
+    def of_this_process(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Begin the run of a process that names none, unless it has begun; it ends with the process."""
+        if self.outbox.runs.get(run_id) is None:
+            atexit.register(_end, self.start(run_id=run_id, tags=tags), os.getpid())
+
+
+class KeptRun:
+    """A run as trackers use it; see :class:`.TrackedRun`. All of it is on this disk when a call returns.
+
+    Attributes
+    ----------
+    run_id : str
+    url : None
+    """
+
+    url = None
+
+    def __init__(self, run: LocalRun, *, is_new: bool) -> None:
+        self.run_id = run.run_id
+        self._run = run
+        self._is_new = is_new
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Keep parameters.
+
+        Raises
+        ------
+        ConfigError
+            A name is one that no server takes, or a parameter has another value already. None of them is kept.
+        OutboxError
+            The outbox cannot be written.
+        """
+        texts = {name: shortened(value) for name, value in params.items()}
+        _check_names(texts)
+        known: dict[str, str] = {}
+        for _, event in self._run.events():
+            if event.get("event") == "params":
+                known = {**event["params"], **known}
+        if changed := [name for name, text in texts.items() if known.get(name, text) != text]:
+            raise ConfigError(
+                f"The parameters of run {self.run_id} were not logged: {', '.join(changed)} has another value already.",
+                hint="A parameter keeps its first value; log what changes as a metric.",
+            )
+        if new := {name: text for name, text in texts.items() if name not in known}:
+            self._run.add({"event": "params", "params": new})
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None, *, time: int | None = None) -> None:
+        """Keep metrics; see :meth:`.TrackedRun.log_metrics`.
+
+        Raises
+        ------
+        ConfigError
+            Some are no numbers; the others are kept. Or a name is one that no server takes; none is kept then.
+        OutboxError
+            The outbox cannot be written.
+        """
+        numbers, wrong = as_numbers(metrics)
+        _check_names(numbers)
+        if numbers:
+            when = now_in_ms() if time is None else time
+            self._run.add({"event": "metrics", "metrics": numbers, "step": int(step or 0), "time": when})
+        if wrong is not None:
+            raise wrong
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Keep tags.
+
+        Raises
+        ------
+        ConfigError
+            A name is one that no server takes. None of them is kept.
+        OutboxError
+            The outbox cannot be written.
+        """
+        _check_names(tags)
+        self._run.add({"event": "tags", "tags": {name: str(value)[:LONGEST_TAG] for name, value in tags.items()}})
+
+    def end(self, status: EndStatus) -> None:
+        """Keep that it has ended, if it was begun here; one that was joined stays as it was.
+
+        Raises
+        ------
+        OutboxError
+            The outbox cannot be written.
+        """
+        if self._is_new:
+            self.set_end(status)
+
+    def set_end(self, status: EndStatus) -> None:
+        """Keep that it has ended.
+
+        Raises
+        ------
+        OutboxError
+            The outbox cannot be written.
+        """
+        self._run.add({"event": "end", "status": status, "time": now_in_ms()})
+
+
+def _check_names(named: Mapping[str, object]) -> None:
+    wrong = [name for name in named if not 0 < len(str(name)) <= _LONGEST_NAME]
+    if wrong:
+        raise ConfigError(
+            f"Nothing was logged: {ascii(wrong[0])[:80]} is no name.",
+            hint=f"A name has at most {_LONGEST_NAME} letters, digits, '_', '-', '.', ' ' and '/'.",
+        )
+
+
+def _source() -> dict[str, str]:
+    """Return who and what it comes from, as MLflow's pages show it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        user = "unknown"
+    commit = git_commit()
+    return {
+        "mlflow.user": user,
+        "mlflow.source.name": sys.argv[0] if sys.argv else "",
+        "mlflow.source.type": "LOCAL",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
+
+
+def _end(run: KeptRun, pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    try:
+        run.end("FINISHED")
+    except OutboxError as error:
+        _log.warning("Run %s has no end: %s", run.run_id, error)
