@@ -275,9 +275,9 @@ def test_an_index_cut_to_whole_pages_while_it_is_open_is_mended(
     for ending in ("-wal", "-shm"):
         Path(f"{index}{ending}").unlink(missing_ok=True)
     os.truncate(index, 4 * 4096)
+    more = outbox.keep(plan_tree("run", "more", checkpoint), SINK)
     with closing(Outbox(settings)) as again:
-        assert again.entries() == [entry]
-        assert [row.path for row in again.rows()] == ["checkpoint"]
+        assert again.entries() == [entry, more]
     assert any(outbox.path.glob("index.db.damaged-*"))
 
 
