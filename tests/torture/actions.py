@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from stagesink import ArtifactUploader, TransferOptions, list_committed, open_sink, restore
 from torture.boundaries import Boundaries
+
+from stagesink import ArtifactUploader, TransferOptions, list_committed, open_sink, restore
 
 _IMPORTED_LATE = (
     "azure.identity",

@@ -68,7 +68,7 @@ class Boundaries:
         self._install_sqlite()
 
     def install_obstore(self) -> None:
-        """Wrap obstore, whose sockets are none of Python's: its calls, and each part that it takes of a large object."""
+        """Wrap obstore, whose sockets are none of Python's: its calls, and each part it takes of an object."""
         import obstore
 
         from stagesink.sinks.obstore.parts import Pieces

@@ -50,9 +50,7 @@ class Verdict:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{kind}: {sentence}"
-            for kind in ("lost", "half_visible", "duplicated")
-            for sentence in getattr(self, kind)
+            f"{kind}: {sentence}" for kind in ("lost", "half_visible", "duplicated") for sentence in getattr(self, kind)
         )
 
 

@@ -13,7 +13,7 @@ from random import Random
 
 from torture.boundaries import MOMENTS
 from torture.expected import Sources, Verdict
-from torture.jobs import Answer, Kill, Worker, start_worker
+from torture.jobs import Kill, Worker, start_worker
 from torture.phases import PHASES, Phase, Setting
 from torture.stores import Store, open_store
 
@@ -68,59 +68,58 @@ class Torture:
     Parameters
     ----------
     store : Store
+    worker : Worker
     folder : Path
-        Of its own; gets sources, and the workers' log.
+        Of its own; gets what is uploaded.
     seed : int
         Decides what is uploaded, and when the worker dies.
-    until : float, optional
-        Moment of ``time.monotonic()`` at which it ends, whether there were enough kills or not.
+    say : callable
+        Told of each failure at once.
     """
 
     def __init__(
-        self, store: Store, folder: Path, seed: int, *, until: float | None = None, say: Callable[[str], None] = print
+        self, store: Store, worker: Worker, folder: Path, seed: int, say: Callable[[str], None] = print
     ) -> None:
         self.store = store
+        self.worker = worker
         self.folder = folder
         self.seed = seed
-        self.until = until
         self.say = say
-        folder.mkdir(parents=True, exist_ok=True)
         self.sources = Sources.make(folder / "sources", seed)
 
-    def run(self, phase: str, kills: int) -> Row:
-        """Kill work of one phase so many times."""
+    def run(self, phase: str, kills: int, *, until: float | None = None) -> Row:
+        """Kill work of one phase so many times; fewer when ``time.monotonic()`` has come to ``until``."""
         row, start = Row(self.store.name, phase), time.monotonic()
-        with start_worker(self.folder / "worker.log") as worker:
-            clients = [_Client(self._phase(phase, client, worker), client, self) for client in self.store.clients]
-            row.boundaries = max(len(client.names) for client in clients)
-            plans = [client.kills(-(-kills // len(clients))) for client in clients]
-            hit: set[tuple[str, int]] = set()
-            for kill, client in _taking_turns(plans, clients):
-                if row.kills >= kills or (self.until is not None and time.monotonic() > self.until):
-                    break
-                self._once(row, client.phase, kill, worker)
-                if kill.at and kill.workers == 1:
-                    hit.add((kill.client, kill.at))
-            row.hit = len(hit)
+        clients = [_Client(self._phase(phase, client), client, self.seed) for client in self.store.clients]
+        row.boundaries = max(len(client.names) for client in clients)
+        hit: set[tuple[str, int]] = set()
+        plans = [(client, client.kills()) for client in clients]
+        for client, plan in itertools.cycle(plans):
+            if row.kills >= kills or (until is not None and time.monotonic() > until):
+                break
+            kill = next(plan)
+            self._once(row, client.phase, kill)
+            if kill.at and kill.workers == 1:
+                hit.add((kill.client, kill.at))
+        row.hit = len(hit)
         row.seconds = time.monotonic() - start
         return row
 
     def once(self, phase: str, kill: Kill) -> Row:
         """Kill once, at a given moment."""
         row = Row(self.store.name, phase)
-        with start_worker(self.folder / "worker.log") as worker:
-            self._once(row, self._phase(phase, kill.client, worker), kill, worker)
+        self._once(row, self._phase(phase, kill.client), kill)
         return row
 
-    def _phase(self, name: str, client: str, worker: Worker) -> Phase:
+    def _phase(self, name: str, client: str) -> Phase:
         folder = self.folder / f"{name}-{client}"
         folder.mkdir(exist_ok=True)
-        return PHASES[name](Setting(self.store, worker, self.sources, folder, Random(self.seed)), client)
+        return PHASES[name](Setting(self.store, self.worker, self.sources, folder, Random(self.seed)), client)
 
-    def _once(self, row: Row, phase: Phase, kill: Kill, worker: Worker) -> None:
+    def _once(self, row: Row, phase: Phase, kill: Kill) -> None:
         run, steps = phase.begin()
         folder = phase.setting.folder
-        answer = worker.do(run, steps, folder, kill)
+        answer = self.worker.do(run, steps, folder, kill)
         problems: list[tuple[str, Verdict]] = []
         if answer.ended == "killed":
             row.kills += 1
@@ -128,11 +127,11 @@ class Torture:
             at = answer.at or "by time"
             row.died_at[at] = row.died_at.get(at, 0) + 1
             problems.append(("At once", phase.at_once()))
-            answer = worker.do(run, phase.again(steps), folder, Kill(client=kill.client, workers=_THREADS))
+            answer = self.worker.do(run, phase.again(steps), folder, Kill(client=kill.client, workers=_THREADS))
         else:
             row.late += 1
             if answer.ended == "done" and phase.again(steps) != steps:
-                answer = worker.do(run, phase.again(steps), folder, Kill(client=kill.client, workers=_THREADS))
+                answer = self.worker.do(run, phase.again(steps), folder, Kill(client=kill.client, workers=_THREADS))
         if answer.ended != "done":
             problems.append(("Done anew", Verdict(lost=[f"it failed: {answer.why}"])))
         problems.append(("At the end", phase.at_the_end()))
@@ -155,28 +154,20 @@ class Torture:
 class _Client:
     """One client of a store at one phase: the calls of its work are counted first, without a kill."""
 
-    def __init__(self, phase: Phase, client: str, torture: Torture) -> None:
+    def __init__(self, phase: Phase, client: str, seed: int) -> None:
         self.phase = phase
         self.name = client
-        self._random = Random(f"{torture.seed} {client}")
-        done = [self._done(workers) for workers in (1, _THREADS)]
-        self.names = done[0].names
-        self.seconds = done[1].seconds
-
-    def _done(self, workers: int) -> Answer:
-        phase = self.phase
+        self._random = Random(f"{seed} {client}")
         run, steps = phase.begin()
-        answer = phase.setting.worker.do(
-            run, steps, phase.setting.folder, Kill(workers=workers, client=self.name)
-        )
+        answer = phase.setting.worker.do(run, steps, phase.setting.folder, Kill(client=client))
         if answer.ended == "done" and phase.again(steps) != steps:
-            phase.setting.do(run, phase.again(steps), self.name)
+            phase.setting.do(run, phase.again(steps), client)
         if answer.ended != "done" or (verdict := phase.at_the_end()):
             raise RuntimeError(f"Without a kill: {answer.why or verdict}")
         phase.end()
-        return answer
+        self.names, self._seconds = answer.names, answer.seconds
 
-    def kills(self, wanted: int) -> Iterator[Kill]:
+    def kills(self) -> Iterator[Kill]:
         """Yield when to kill, without end: three of five walk through all calls, the others are random.
 
         Those that walk run with one thread, so that the number of a call says what it is; the others with several.
@@ -198,13 +189,7 @@ class _Client:
                 at, moment = random.choice(moments)
                 yield Kill(at, moment, workers=_THREADS, client=self.name)
             else:
-                yield Kill(seconds=random.uniform(0, self.seconds), workers=_THREADS, client=self.name)
-
-
-def _taking_turns(plans: list[Iterator[Kill]], clients: list[_Client]) -> Iterator[tuple[Kill, _Client]]:
-    while True:
-        for plan, client in zip(plans, clients, strict=True):
-            yield next(plan), client
+                yield Kill(seconds=random.uniform(0, self._seconds), workers=_THREADS, client=self.name)
 
 
 def torture_store(
@@ -213,13 +198,17 @@ def torture_store(
     """Start a store and kill in it, so many times over all phases or for so long; or once, at a given moment."""
     rows: list[Row] = []
     end = None if minutes is None else time.monotonic() + minutes * 60
-    with tempfile.TemporaryDirectory(prefix="torture-") as folder, open_store(name, Path(folder)) as store:
+    with (
+        tempfile.TemporaryDirectory(prefix="torture-") as folder,
+        open_store(name, Path(folder)) as store,
+        start_worker(Path(folder, "worker.log")) as worker,
+    ):
+        torture = Torture(store, worker, Path(folder, "torture"), seed, _say)
         for number, phase in enumerate(phases):
             left = len(phases) - number
             until = None if end is None else time.monotonic() + (end - time.monotonic()) / left
-            torture = Torture(store, Path(folder, phase), seed, until=until, say=_say)
             wanted = kills - sum(row.kills for row in rows)
-            row = torture.once(phase, kill) if kill else torture.run(phase, -(-wanted // left))
+            row = torture.once(phase, kill) if kill else torture.run(phase, -(-wanted // left), until=until)
             rows.append(row)
             _say(f"{name} {phase}: {row.kills} kills in {row.seconds:.0f} s, {len(row.failures)} with a defect")
     return rows

@@ -63,7 +63,7 @@ class Phase(ABC):
     def at_the_end(self) -> Verdict:
         """Look, after the work was done anew."""
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027 - there may be nothing to clear up
         """Clear up after one kill."""
 
 

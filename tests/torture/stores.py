@@ -158,9 +158,7 @@ def azureml_store(folder: Path, service: FakeAzureML | None = None) -> Iterator[
                 run_id,
                 "azureml:",
                 # The paths first: one that is forgotten is no object any more, whatever its blob does.
-                lambda: {
-                    path: container.download_blob(prefix + path).readall() for path in registered() & blobs()
-                },
+                lambda: {path: container.download_blob(prefix + path).readall() for path in registered() & blobs()},
                 lambda: registered() ^ blobs(),
                 clear,
                 environment=service.environment(run_id),
