@@ -102,7 +102,17 @@ class LinkError(SourceError):
 
 
 class ShardConflict(SourceError):
-    """Two ranks of one job upload files of one name, so that one's bytes replace the other's."""
+    """Two ranks of one job uploaded files of one name, so that one's bytes replaced the other's.
+
+    Parameters
+    ----------
+    ranks : iterable of int
+        All that did so.
+    """
+
+    def __init__(self, message: str, *, ranks: Iterable[int] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.ranks = tuple(ranks)
 
 
 class ArchiveError(StagesinkError):

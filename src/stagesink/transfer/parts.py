@@ -78,14 +78,19 @@ def merged(parts: Sequence[Manifest], session: str) -> Manifest:
         None of them uploaded any.
     """
     whose: dict[str, int] = {}
+    conflicts: dict[str, tuple[int, int]] = {}
     for rank, part in enumerate(parts):
         for entry in part.files:
             if entry.path in whose:
-                raise ShardConflict(
-                    f"{part.path}/{entry.path} was uploaded by rank {whose[entry.path]} and by rank {rank}.",
-                    hint="Give each rank a folder of its own with the files that it alone wrote.",
-                )
-            whose[entry.path] = rank
+                conflicts[entry.path] = (whose[entry.path], rank)
+            whose.setdefault(entry.path, rank)
+    if conflicts:
+        path, (one, other) = next(iter(conflicts.items()))
+        raise ShardConflict(
+            f"{parts[0].path}/{path} was uploaded by rank {one} and by rank {other}.",
+            ranks=sorted({rank for pair in conflicts.values() for rank in pair}),
+            hint="Give each rank a folder of its own with the files that it alone wrote, and upload them again.",
+        )
     first = parts[0]
     if not whose:
         raise EmptyTree(f"None of the {len(parts)} ranks uploaded a file to {first.path}.")

@@ -37,7 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from stagesink.artifacts import ArtifactKey
-from stagesink.errors import ArtifactNotFound, ManifestError, SinkError, VerificationError
+from stagesink.errors import ArtifactNotFound, ManifestError, ShardConflict, SinkError, VerificationError
 from stagesink.manifest import Manifest
 from stagesink.transfer.notes import ALONE, Note
 from stagesink.transfer.parts import files_of, merged, part_of, read_part, whole_of
@@ -124,7 +124,14 @@ class RankRun(Run):
     # -- afterwards --------------------------------------------------------------------------------------------------
 
     def _remove_stale(self) -> None:
-        """Whoever commits does it: this rank knows only its own files."""
+        """Remove what this rank had uploaded and has no more. What it cannot know of, whoever commits removes.
+
+        If another rank names such a file as its own, this makes its part untrue in a way that the commit notices.
+        """
+        if self.own is not None:
+            old = {ArtifactKey(self.plan.run_id, entry.path) for entry in self.own.objects()}
+            for key in old - self.receipts.keys():
+                self.retry.call(lambda key=key: self._remove(key, self.uncommit))  # type: ignore[misc]
 
     def _commit(self) -> None:
         part = part_of(self._manifest(), self.share)
@@ -187,7 +194,12 @@ class RankRun(Run):
         parts = self._at_once(
             lambda rank: self.retry.call(lambda: self._part_of_rank(rank, names, base)), range(self.share.world_size)
         )
-        whole = merged(parts, self.share.session)
+        try:
+            whole = merged(parts, self.share.session)
+        except ShardConflict as error:
+            # One's bytes lie under the other's name: neither part is true, and each of these ranks has to upload again.
+            self._at_once(turn.notes.remove, [self._note(rank) for rank in error.ranks])
+            raise
         self.retry.call(lambda: self._see_all(whole))
         self._remove_older(whole, [old for old in (there, base, before) if old is not None])
         self._put_manifest(whole, turn, last=False)
@@ -229,7 +241,7 @@ class RankRun(Run):
     def _clean_up(self, turn: Turn) -> None:
         notes = [note for note in turn.seen if note.kind == "part" and note.meets(turn.place)]
         try:
-            self._at_once(turn.notes.remove, notes)
+            self._at_once(lambda note: self.retry.call(lambda: turn.notes.remove(note)), notes)
         except SinkError as error:
             # They say what the manifest says, and the next upload removes them.
             logger.warning("%s What the ranks left for each other stays there until the next upload.", error.message)

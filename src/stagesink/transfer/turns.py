@@ -49,7 +49,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 
-from stagesink.errors import SinkConflict, SinkError, TransferCancelled
+from stagesink.errors import SinkConflict, SinkError, TransferCancelled, TransientSinkError
 from stagesink.sinks.protocol import ArtifactSink
 from stagesink.transfer.alive import is_dead, me
 from stagesink.transfer.notes import ALONE, Note, Notes, Place, place_of
@@ -213,8 +213,11 @@ class Turn:
             self._note, self._strays = None, []
             try:
                 for note in notes:
-                    # Not tried again: the upload is whole, or failed already with a better reason.
-                    self.notes.remove(note)
+                    try:
+                        self.notes.remove(note)
+                    except TransientSinkError:
+                        # Once more, and without a wait: the upload is whole, or failed already with a better reason.
+                        self.notes.remove(note)
             except SinkError as error:
                 logger.warning(
                     "%s The next upload to %s may wait %g s because of it.", error.message, self._what, STALE_SECONDS
