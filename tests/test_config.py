@@ -59,6 +59,7 @@ FULL = """
       engine: mlflow
       mode: offline
       background: true
+      drain: 100
       outbox: {enabled: false, path: /scratch/outbox, max_bytes: 100, keep_free: 0, snapshot: copy}
 """
 
@@ -83,6 +84,7 @@ def test_no_file_means_defaults():
         engine="stagesink",
         mode="online",
         background=False,
+        drain=None,
         outbox=OutboxSettings(
             enabled=True, path="./.stagesink/outbox", max_bytes=None, keep_free=1 << 30, snapshot="auto"
         ),
@@ -567,6 +569,7 @@ def test_every_setting_has_a_variable():
         "STAGESINK_ENGINE": "artifacts.engine",
         "STAGESINK_MODE": "artifacts.mode",
         "STAGESINK_BACKGROUND": "artifacts.background",
+        "STAGESINK_DRAIN": "artifacts.drain",
         "STAGESINK_OUTBOX_ENABLED": "artifacts.outbox.enabled",
         "STAGESINK_OUTBOX_PATH": "artifacts.outbox.path",
         "STAGESINK_OUTBOX_MAX_BYTES": "artifacts.outbox.max_bytes",
@@ -591,6 +594,7 @@ def test_a_custom_stages_switches_have_variables_too():
 
 
 VARIABLE_VALUES = {
+    "STAGESINK_DRAIN": ("100", "drain", 100.0),
     "STAGESINK_SINK": ("memory:x", "sink", "memory:x"),
     "STAGESINK_ON_FAILURE": ("warn", "on_failure", "warn"),
     "STAGESINK_WORKERS": ("12", "workers", 12),

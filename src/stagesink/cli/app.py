@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stagesink._version import __version__
-from stagesink.cli import demo, doctor, inspect, migrate, outbox, restore, settings, upload
+from stagesink.cli import demo, doctor, inspect, migrate, outbox, restore, run, settings, upload
 from stagesink.cli.errors import Commands
 
 app = typer.Typer(
@@ -58,4 +58,10 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
 )
 for _name, _command, _epilog in _COMMANDS:
     app.command(_name, help=_help(_command), epilog=_epilog)(_command)
+app.command(
+    "run",
+    help=_help(run.run),
+    epilog=run.EPILOG,
+    context_settings={"allow_interspersed_args": False},  # what follows the command's name is the command's
+)(run.run)
 app.add_typer(outbox.outbox, name="outbox")

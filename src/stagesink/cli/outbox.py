@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from stagesink.outbox.store import Outbox
     from stagesink.outbox.sync import Outcome
 
-SYNC_EPILOG = examples("stagesink sync", "stagesink sync -r run1 --sink s3://bucket/runs", "stagesink sync --no-wait")
+SYNC_EPILOG = examples("stagesink sync", "stagesink sync -r run1 --sink s3://bucket/runs", "stagesink sync --watch")
 STATUS_EPILOG = examples("stagesink status", "stagesink status --json | jq '.waiting'")
 LS_EPILOG = examples("stagesink outbox ls", "stagesink outbox ls --json | jq -r '.entries[].id'")
 RM_EPILOG = examples("stagesink outbox rm 20260101T120000-0123456789ab", "stagesink outbox rm --all --yes")
@@ -47,6 +48,11 @@ OnlyRun = Annotated[
     typer.Option("--run-id", "-r", metavar="ID", help="Only what waits for this run.", rich_help_panel="What"),
 ]
 
+_LOOK_EVERY = 1.0  # seconds between two looks of `sync --watch`
+_ITS_OWNERS_SECONDS = 5.0  # how long an upload is left to the process that handed it over
+_FIRST_WAIT = 5.0  # seconds until what failed is tried again, doubled each time
+_LONGEST_WAIT = 300.0
+
 outbox = typer.Typer(help="What waits on this disk.", no_args_is_help=True)
 
 
@@ -58,6 +64,7 @@ def sync(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait for another sync of this outbox, or say who is at it.")
     ] = True,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with what comes, until Ctrl-C or SIGTERM.")] = False,
     workers: options.Workers = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -69,7 +76,12 @@ def sync(
     code is 5.
     """
     out = Output(as_json, quiet, verbose)
-    opened = _Opened(outbox, config_dir, workers=workers)
+    opened = Opened(outbox, config_dir, workers=workers)
+    if watch:
+        if as_json:
+            raise typer.BadParameter("--watch never ends by itself, so it has no JSON document to print.")
+        _watch(Opened(outbox, config_dir, workers=workers, make=True), _wanted(sink, run_id), out, wait=wait)
+        return
     if opened.outbox is None:
         out.show({"outbox": str(opened.path), "outcomes": [], "waiting": 0}, "Nothing waits.")
         return
@@ -105,7 +117,7 @@ def status(
 ) -> None:
     """Say what waits in the outbox: for where, since when, and why."""
     out = Output(as_json, quiet, verbose)
-    opened = _Opened(outbox, config_dir)
+    opened = Opened(outbox, config_dir)
     rows = [] if opened.outbox is None else opened.outbox.rows()
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -156,7 +168,7 @@ def ls(
 ) -> None:
     """List what waits, upload by upload, oldest first."""
     out = Output(as_json, quiet, verbose)
-    opened = _Opened(outbox, config_dir)
+    opened = Opened(outbox, config_dir)
     rows = [] if opened.outbox is None else opened.outbox.rows()
     document = {"outbox": str(opened.path), "entries": [_row(row) for row in rows]}
     shown = [
@@ -184,7 +196,7 @@ def rm(
     out = Output(as_json, quiet, verbose)
     if bool(ids) == everything:
         raise typer.BadParameter("name what to remove, or say --all.")
-    opened = _Opened(outbox, config_dir)
+    opened = Opened(outbox, config_dir)
     rows = {} if opened.outbox is None else {row.id: row for row in opened.outbox.rows()}
     unknown = [each for each in ids or () if each not in rows]
     if unknown:
@@ -221,22 +233,24 @@ def gc(
 ) -> None:
     """Remove what killed processes left half-made. What waits is not touched."""
     out = Output(as_json, quiet, verbose)
-    opened = _Opened(outbox, config_dir)
+    opened = Opened(outbox, config_dir)
     freed = 0 if opened.outbox is None else opened.outbox.gc()
     out.show({"outbox": str(opened.path), "freed": freed}, f"Freed: {human_size(freed)}")
 
 
-class _Opened:
+class Opened:
     """The outbox that is meant; None where there is none, for looking does not make one."""
 
-    def __init__(self, path: str | None, config_dir: Path | None, *, workers: int | None = None) -> None:
+    def __init__(
+        self, path: str | None, config_dir: Path | None, *, workers: int | None = None, make: bool = False
+    ) -> None:
         from stagesink.config import load_config
         from stagesink.keeping import open_outbox
 
         self.config: Config = load_config(config_dir, arguments={"outbox.path": path, "workers": workers})
         settings = self.config.artifacts.outbox
         self.path = Path(settings.path).absolute()
-        self.outbox: Outbox | None = open_outbox(settings) if self.path.is_dir() else None
+        self.outbox: Outbox | None = open_outbox(settings) if make or self.path.is_dir() else None
 
     def sync(self, *, quiet: bool) -> Any:
         from stagesink.keeping import open_sink_again
@@ -251,6 +265,29 @@ class _Opened:
             settings.transfer_options,
             progress=progress_callback("none" if quiet else settings.progress),
         )
+
+
+def _watch(opened: Opened, wanted: Callable[[Row], bool], out: Output, *, wait: bool) -> None:
+    """Upload what comes. A signal ends it at any moment: each upload waits until it has landed."""
+    assert opened.outbox is not None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with opened.outbox.one_sync(wait=wait, notice=out.note):
+            out.note(f"Watching {opened.path}. Ctrl-C stops it.")
+            while True:
+                with opened.sync(quiet=out.quiet) as run:
+                    for outcome in run.run(lambda row: wanted(row) and _is_due(row)):
+                        out.note(_sentence(outcome))
+                time.sleep(_LOOK_EVERY)
+    except KeyboardInterrupt:
+        out.note("Stopped. What has not landed waits on.")
+
+
+def _is_due(row: Row) -> bool:
+    """Tell whether it is time for an upload: what failed waits longer each time, what is new may be in good hands."""
+    if row.last_attempt is None:
+        return time.time() - row.created >= _ITS_OWNERS_SECONDS
+    return time.time() - row.last_attempt >= min(_FIRST_WAIT * 2 ** min(row.attempts - 1, 10), _LONGEST_WAIT)
 
 
 def _wanted(sink: str | None, run_id: str | None) -> Callable[[Row], bool]:

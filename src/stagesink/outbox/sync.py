@@ -87,7 +87,7 @@ class Sync:
         for sink in self._sinks.values():
             sink.close()
 
-    def run(self, wanted: Callable[[Row], bool] = lambda row: True) -> Iterator[Outcome]:
+    def run(self, wanted: Callable[[Row], bool] = lambda row: True, *, urgent: bool = False) -> Iterator[Outcome]:
         """Land what waits, oldest first, and yield what came of each.
 
         A sink that cannot be reached, or does not let us, is not asked for its other entries.
@@ -96,10 +96,14 @@ class Sync:
         ----------
         wanted : callable
             Which entries; all by default.
+        urgent : bool
+            The small and valuable first instead: there may not be time for all.
         """
-        rows = [row for row in self._outbox.rows() if wanted(row)]
+        rows = _newest([row for row in self._outbox.rows() if wanted(row)])
+        if urgent:  # what adds to a folder goes after whatever may lie there, in its own order
+            rows.sort(key=lambda row: (row.adds, 0 if row.adds else row.priority, 0 if row.adds else row.bytes))
         stuck: list[Row] = []
-        for group in _groups(_newest(rows)):
+        for group in _groups(rows):
             if len(group) == 1 and group[0].adds and any(_meet(group[0], row) for row in stuck):
                 continue  # it adds to what is not there yet
             for outcome in self.land(group):
