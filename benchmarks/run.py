@@ -30,6 +30,7 @@ import against_mlflow
 import against_stores
 import concurrency
 import growth
+import outbox
 
 import stagesink
 from stagesink.sinks import open_sink
@@ -277,6 +278,10 @@ def at_once(runs: int, room: Path) -> list[str]:
     return [*head, *concurrency.measure(runs), ""]
 
 
+def kept(runs: int, room: Path) -> list[str]:
+    return outbox.measure(runs, room, make_files, table)
+
+
 # Each writes a page of its own, so that one can be measured anew.
 PAGES: dict[str, tuple[str, Callable[[int, Path], list[str]]]] = {
     "local": ("benchmarks.md", local),
@@ -284,6 +289,7 @@ PAGES: dict[str, tuple[str, Callable[[int, Path], list[str]]]] = {
     "stores": ("benchmarks-stores.md", stores),
     "azureml": ("benchmarks-azureml.md", azureml),
     "files": ("benchmarks-files.md", files),
+    "outbox": ("benchmarks-outbox.md", kept),
     "at-once": ("benchmarks-at-once.md", at_once),
 }
 

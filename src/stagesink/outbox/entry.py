@@ -131,7 +131,7 @@ class Entry:
 
     def place(self, file: KeptFile) -> str:
         """Return where a file's bytes lie."""
-        return str(self.folder / FILES / file.name)
+        return f"{self.folder}/{FILES}/{file.name}"
 
     def goes_where(self, other: Entry) -> bool:
         """Tell whether both touch the same objects."""
