@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from mlflow_servers import AUTH_CONFIG, MlflowServer, launcher, s3_environment, workers
 from servers import FtpServer, S3Server, azurite_server, ftp_server, installed, moto_server, shared
 
+from stagesink import keeping
 from stagesink.testing.azureml import FakeAzureML
 from stagesink.testing.azurite import Azurite
 
@@ -32,11 +33,15 @@ os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.dev
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _no_settings_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         monkeypatch.delenv(name)
     # What a test cannot land must not wait in the working folder, nor for the next test.
     monkeypatch.setenv("STAGESINK_OUTBOX_PATH", str(tmp_path_factory.getbasetemp() / f"outbox-{secrets.token_hex(6)}"))
+    yield
+    keeping._opened.clear()  # thousands of tests, each with an outbox of its own
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,9 @@ class Index:
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
