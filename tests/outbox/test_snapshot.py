@@ -110,10 +110,10 @@ def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
 def test_a_link_becomes_a_copy_of_its_own(file: Path, tmp_path: Path) -> None:
     kept = str(tmp_path / "kept")
     taken = take(FileSource(file), kept, may_link=True)
-    own = unshare(kept, taken.fingerprint)
+    own = unshare(kept, taken.fingerprint, str(tmp_path / "own"))
     file.write_bytes(b"rewritten in place")
-    assert Path(kept).read_bytes() == b"first" * 1000
-    assert Fingerprint.of(os.stat(kept)) == own.fingerprint
+    assert (tmp_path / "own").read_bytes() == b"first" * 1000
+    assert Fingerprint.of(os.stat(tmp_path / "own")) == own.fingerprint
 
 
 def test_a_link_that_was_rewritten_in_place_never_passes_for_what_was_kept(file: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_link_that_was_rewritten_in_place_never_passes_for_what_was_kept(file:
     taken = take(FileSource(file), kept, may_link=True)
     file.write_bytes(b"rewritten in place")
     with pytest.raises(SourceChanged, match="rewritten it in place"):
-        unshare(kept, taken.fingerprint)
+        unshare(kept, taken.fingerprint, str(tmp_path / "own"))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["kept", "model.bin"]
 
 

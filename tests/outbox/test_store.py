@@ -109,6 +109,26 @@ def test_what_must_wait_long_shares_nothing_with_its_owner(outbox: Outbox, reope
     assert {file.how for file in own.files} <= {"copy", "reflink"}
 
 
+@pytest.mark.parametrize("call", ["os.unlink", "stagesink.outbox.store._replace", "stagesink.outbox.store.settle"])
+def test_a_kill_while_links_become_copies_loses_nothing(
+    outbox: Outbox, reopened: Outbox, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, quick=True)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(call, killed)
+        outbox.own(entry)
+    (again,) = reopened.entries()
+    own = reopened.own(again)
+    (checkpoint / "model.bin").write_bytes(b"the next checkpoint")
+    for item in own.plan().objects:
+        item.source.open().close()
+    assert kept_bytes(reopened)["checkpoint/model.bin"] == b"m" * (2 << 20)
+
+
 def test_nothing_is_left_of_what_could_not_be_kept(outbox: Outbox, checkpoint: Path) -> None:
     plan = plan_tree("run", "checkpoint", checkpoint)
     (checkpoint / "model.bin").unlink()

@@ -129,17 +129,16 @@ def is_shared(path: str) -> bool:
     return os.stat(path).st_nlink > 1
 
 
-def unshare(path: str, fingerprint: Fingerprint) -> Taken:
-    """Turn a hard link into a copy of its own.
+def unshare(path: str, fingerprint: Fingerprint, target: str) -> Taken:
+    """Copy what a hard link holds to a file of its own. The link stays.
 
     Raises
     ------
     SourceChanged
         The file is no longer what was kept: its owner has written into it.
     OSError
-        There is no room for the copy. The link stays.
+        There is no room for the copy.
     """
-    target = f"{path}.copy"
     with suppress(FileNotFoundError):
         os.unlink(target)  # of a process that was killed here
     source = FileSource(path)
@@ -151,13 +150,11 @@ def unshare(path: str, fingerprint: Fingerprint) -> Taken:
             raise rewritten(path)
         os.utime(target, ns=(fingerprint.mtime_ns, fingerprint.mtime_ns))
         settle(target)
-        os.replace(target, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(target)
         raise
-    settle(os.path.dirname(path))
-    return Taken("copy", Fingerprint.of(os.stat(path)), sha256)
+    return Taken("copy", Fingerprint.of(os.stat(target)), sha256)
 
 
 def rewritten(path: str | os.PathLike[str]) -> SourceChanged:

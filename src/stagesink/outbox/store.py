@@ -195,13 +195,16 @@ class Outbox:
             files = tuple(_own(entry, file) for file in entry.files)
             if files == entry.files:
                 return entry
-            entry = replace(entry, files=files)
-            settle(str(entry.folder / FILES))
-            _replace(entry.folder / PLAN_FILE, entry.to_bytes())
-            settle(str(entry.folder))
+            own = replace(entry, files=files)
+            settle(str(own.folder / FILES))
+            # Until this names the copies, the links are what was kept: a kill at any moment leaves one of both.
+            _replace(own.folder / PLAN_FILE, own.to_bytes())
+            settle(str(own.folder))
+            for name in {file.name for file in entry.files} - {file.name for file in files}:
+                os.unlink(own.folder / FILES / name)
         except OSError as error:
             self._refuse(error)
-        return entry
+        return own
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -521,8 +524,9 @@ def _own(entry: Entry, file: KeptFile) -> KeptFile:
         return file
     if KeptSource(place, file.fingerprint).is_untouched() and not is_shared(place):
         return replace(file, how="copy")  # its owner has let go of it
-    taken = unshare(place, file.fingerprint)
-    return replace(file, how="copy", fingerprint=taken.fingerprint, sha256=taken.sha256)
+    own = replace(file, how="copy", name=f"0{file.name}")  # no other file's: those of seven digits begin with another
+    taken = unshare(place, file.fingerprint, entry.place(own))
+    return replace(own, fingerprint=taken.fingerprint, sha256=taken.sha256)
 
 
 def _write(path: Path, data: bytes, *, sync: bool) -> None:
