@@ -179,8 +179,12 @@ def one(source: bytes | Source, path: str = "one.bin", run_id: str = RUN) -> Pla
 
 
 def held(sink: ArtifactSink, run_id: str = RUN) -> dict[str, bytes]:
-    """Everything a run holds, manifests left out."""
-    return {path: data for path, data in everything(sink, run_id).items() if not path.endswith("manifest.json")}
+    """Everything a run holds, manifests and writers' notes left out."""
+    return {
+        path: data
+        for path, data in everything(sink, run_id).items()
+        if not path.endswith("manifest.json") and not lies_under(path, NOTES_FOLDER)
+    }
 
 
 def everything(sink: ArtifactSink, run_id: str = RUN) -> dict[str, bytes]:

@@ -787,6 +787,46 @@ def test_files_of_the_previous_upload_stay_until_the_new_one_has_landed(memory: 
     assert held(memory) == {f"tree/{name}": data for name, data in FILES.items()}
 
 
+@pytest.mark.parametrize("tries", [1, 2])
+def test_files_of_the_previous_upload_are_removed_by_the_next_that_lands_also_after_some_that_did_not(
+    tries: int, memory: MemorySink
+) -> None:
+    Transfer(memory).run(plan({"a": b"a", "old": b"old"}))
+    new = {"a": b"A", "new": b"new"}
+    for _ in range(tries):  # changes a, takes the manifest away, and dies
+        fail(Transfer(Failing(memory, {"tree/new": [SinkAuthError("no")]}), QUICK), plan(new))
+        assert manifest_in(memory) is None
+    Transfer(memory).run(plan(new))
+    assert held(memory) == {"tree/a": b"A", "tree/new": b"new"}
+    assert set(everything(memory)) == {"tree/a", "tree/new", MANIFEST}  # nor is there a note
+
+
+def test_files_beside_added_ones_stay_vouched_for_also_after_an_addition_that_did_not_land(memory: MemorySink) -> None:
+    Transfer(memory).run(plan({"a": b"a", "b": b"b"}))
+    changed = replace(plan({"a": b"A", "new": b"new"}), adds=True)
+    fail(Transfer(Failing(memory, {"tree/new": [SinkAuthError("no")]}), QUICK), changed)
+    assert manifest_in(memory) is None
+    Transfer(memory).run(replace(plan({"c": b"c"}), adds=True))
+    manifest = manifest_in(memory)
+    assert manifest is not None
+    # Of a nobody knows whether it is the old one or the new one.
+    assert {entry.path for entry in manifest.files} == {"b", "c"}
+    Transfer(memory).run(changed)
+    manifest = manifest_in(memory)
+    assert manifest is not None
+    assert {entry.path for entry in manifest.files} == {"a", "b", "c", "new"}
+    assert {check.status for check in verify(memory, list_committed(memory, RUN))} == {"ok"}
+
+
+def test_an_addition_vouches_for_nothing_that_a_failed_upload_was_to_replace(memory: MemorySink) -> None:
+    Transfer(memory).run(plan({"a": b"a", "b": b"b"}))
+    fail(Transfer(Failing(memory, {"tree/new": [SinkAuthError("no")]}), QUICK), plan({"a": b"A", "new": b"new"}))
+    Transfer(memory).run(replace(plan({"c": b"c"}), adds=True))
+    manifest = manifest_in(memory)
+    assert manifest is not None
+    assert {entry.path for entry in manifest.files} == {"c"}
+
+
 def test_archives_of_two_formats_stand_beside_each_other(memory: MemorySink, tmp_path: Path) -> None:
     pytest.importorskip("zstandard")
     folder = folder_of(tmp_path / "in", FILES)

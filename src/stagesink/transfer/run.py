@@ -46,6 +46,7 @@ _STRONGEST: tuple[Proof, ...] = ("sha256", "crc64nvme", "crc32c", "md5")
 _BUFFERED_BYTES = 64 << 20  # more than any client keeps to itself: from here on the backend has taken some
 _ELSEWHERE = "Choose another artifact path, or upload the whole of that anew."
 _STAT_UP_TO = 2  # objects; for more one listing costs fewer round trips
+_BEFORE, _BESIDE = "before", "beside"
 
 
 class Effort:
@@ -118,6 +119,10 @@ class Run:
         self.committed = False
         self.parts: list[Note] = []
         """What ranks have left here: it says of objects what will not be true any more after the first change."""
+        self.untouched: list[Note] = []
+        """Of uploads that took the manifest away and did not come to their commit: what they left as it was."""
+        self.abandoned: list[Manifest] = []
+        """What those notes say, where no manifest does."""
 
     def run(self) -> tuple[Receipt, ...]:
         for tries_left in reversed(range(self.options.reads)):
@@ -199,7 +204,11 @@ class Run:
         else:
             self._take_turn()
         place = place_of([self.plan.path])
-        self.parts = [note for note in self.turn.seen if note.kind == "part" and note.meets(place)]
+        left = [note for note in self.turn.seen if note.kind == "part" and note.meets(place)]
+        self.untouched = [note for note in left if note in (self._lasting(_BEFORE), self._lasting(_BESIDE))]
+        self.parts = [note for note in left if note not in self.untouched]
+        if self.previous is None:
+            self.retry.call(self._take_up)
 
     def _take_turn(self) -> None:
         while True:
@@ -229,9 +238,11 @@ class Run:
         self.there = {}
         self.previous = self.retry.call(self._previous)
         self.committed = self.previous is not None
-        if self.previous is None:
-            return
-        entries = {ArtifactKey(self.plan.run_id, entry.path): entry for entry in self.previous.objects()}
+        if self.previous is not None:
+            self._see_what_is_there(self.previous)
+
+    def _see_what_is_there(self, manifest: Manifest) -> None:
+        entries = {ArtifactKey(self.plan.run_id, entry.path): entry for entry in manifest.objects()}
         found = self.retry.call(lambda: look(self.sink, self.plan, entries))
         self.there = {key: (entries[key], stored) for key, stored in found.items() if stored.size == entries[key].size}
 
@@ -270,8 +281,41 @@ class Run:
             return
         with self._uncommit_lock:
             if self.committed:
+                self._leave_note()
                 self._delete_manifest()
                 self.committed = False
+
+    def _lasting(self, what: str) -> Note:
+        return Note("part", place_of([self.plan.path]), ALONE, (what,))
+
+    def _leave_note(self) -> None:
+        """Say what of the old manifest this upload does not touch: whoever comes after a kill must know of it.
+
+        An upload that replaces has that to remove, one that adds to a folder has it to vouch for.
+        """
+        assert self.previous is not None
+        own = {item.key.path for item in self.plan.objects}
+        files = {entry.path: entry for entry in self.previous.files} if self.previous.kind == "tree" else {}
+        rest = tuple(entry for path, entry in files.items() if f"{self.plan.path}/{path}" not in own)
+        if rest:
+            note = self._lasting(_BESIDE if self.plan.adds else _BEFORE)
+            self.turn.notes.put(note, replace(self.previous, files=rest).to_bytes())
+            if note not in self.untouched:
+                self.untouched.append(note)
+
+    def _take_up(self) -> None:
+        """Go on where an upload that was killed has left the place without a manifest."""
+        for note in self.untouched:
+            try:
+                manifest = Manifest.from_bytes(self.turn.notes.read(note))
+            except (ArtifactNotFound, ManifestError):
+                continue  # somebody else's, or damaged: then it is as if nothing had been here
+            if manifest.path != self.plan.path:
+                continue
+            self.abandoned.append(manifest)
+            if self.plan.adds and note == self._lasting(_BESIDE):
+                self.previous = manifest
+                self._see_what_is_there(manifest)
 
     def drop_parts(self) -> None:
         """Take away what ranks have left here, since it will not be true any more."""
@@ -290,9 +334,10 @@ class Run:
 
     def _remove_stale(self) -> None:
         """Remove what the previous manifest named and the new one will not: the tree holds what the trainer wrote."""
-        if self.previous is None or self.plan.adds:
+        if self.plan.adds:
             return
-        named = {ArtifactKey(self.plan.run_id, entry.path) for entry in self.previous.objects()}
+        olds = self.abandoned if self.previous is None else [self.previous]
+        named = {ArtifactKey(self.plan.run_id, entry.path) for old in olds for entry in old.objects()}
         for key in named - self.receipts.keys():
             self.retry.call(lambda key=key: self._remove(key, self.uncommit))  # type: ignore[misc]
 
@@ -375,9 +420,11 @@ class Run:
 
     def _commit(self) -> None:
         manifest = self._manifest()
-        if self.previous is not None and self.committed and manifest.same_content(self.previous):
-            return
-        self._put_manifest(manifest, self.turn, last=self.turn is not self._group_turn)
+        if self.previous is None or not self.committed or not manifest.same_content(self.previous):
+            last = self.turn is not self._group_turn and not self.untouched
+            self._put_manifest(manifest, self.turn, last=last)
+        for note in self.untouched:
+            self.retry.call(lambda note=note: self.turn.notes.remove(note))  # type: ignore[misc]
 
     def _put_manifest(self, manifest: Manifest, turn: Turn, *, last: bool) -> None:
         """Commit. Where that is the last change, the turn ends while the store is asked whether it has the manifest."""
