@@ -130,10 +130,9 @@ def _sync(job: dict[str, Any]) -> None:
 
 
 def _collect_garbage(job: dict[str, Any]) -> None:
-    from stagesink.config import load_config
-    from stagesink.outbox.store import Outbox
+    from stagesink.cli.app import app
 
-    Outbox(load_config(None).artifacts.outbox).gc(older_than=0)
+    app(["outbox", "gc", "--quiet"], standalone_mode=False)
 
 
 _ACTIONS: dict[str, Callable[..., None]] = {
