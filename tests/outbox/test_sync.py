@@ -12,6 +12,7 @@ import pytest
 from outbox_store import Store
 
 from stagesink.errors import TransientSinkError
+from stagesink.manifest import ManifestEntry
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Outcome, Sync
@@ -227,3 +228,33 @@ def test_many_small_ones_land_with_their_own_receipts(outbox: Outbox, store: Sto
         outbox.keep(file_plan(tmp_path, f"{number}.txt", str(number)), store.uri)
     for outcome in synced(outbox):
         assert [receipt.key.path for receipt in outcome.receipts] == [outcome.row.path]
+
+
+def test_what_an_interrupted_sync_brought_over_is_not_sent_again(
+    outbox: Outbox, store: Store, checkpoint: Path
+) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    sinks: list[FaultySink] = []
+
+    def at_first(uri: str) -> ArtifactSink:
+        sinks.append(FaultySink(open_sink(uri), fails("put", TransientSinkError("It is gone."), nth=3)))
+        return sinks[-1]
+
+    options = TransferOptions(attempts=1, workers=1)
+    with Sync(outbox, at_first, options) as sync:
+        assert statuses(list(sync.run())) == [("checkpoint", "failed")]
+    landed = outbox.landed(outbox.rows()[0].id)
+    assert 0 < len(landed) < 3
+    with Sync(outbox, open_sink, options) as sync:
+        (outcome,) = sync.run()
+    again = {receipt.key.path for receipt in outcome.receipts if receipt.status == "uploaded"}
+    assert again == {receipt.key.path for receipt in outcome.receipts} - {entry.path for entry in landed}
+
+
+def test_a_note_about_other_bytes_spares_nothing(outbox: Outbox, store: Store, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    outbox.note_landed(entry.id, [ManifestEntry("checkpoint/model.bin", 2 << 20, "0" * 64)])
+    (store.folder / "run" / "checkpoint").mkdir(parents=True)
+    (store.folder / "run" / "checkpoint" / "model.bin").write_bytes(b"x" * (2 << 20))
+    assert statuses(synced(outbox)) == [("checkpoint", "landed")]
+    assert store.files()["checkpoint/model.bin"] == b"m" * (2 << 20)

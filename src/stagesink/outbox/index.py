@@ -18,6 +18,7 @@ from typing import Any
 
 from stagesink.artifacts import Fingerprint
 from stagesink.errors import OutboxError
+from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import Entry
 
 _BUSY_SECONDS = 30.0
@@ -135,18 +136,18 @@ class Index:
 
     # -- what has landed of an entry ---------------------------------------------------------------------------------
 
-    def note_landed(self, entry_id: str, objects: Iterable[tuple[str, int, str]]) -> None:
-        """Note objects that landed: path, size in bytes, sha256."""
+    def note_landed(self, entry_id: str, objects: Iterable[ManifestEntry]) -> None:
+        """Note objects that landed."""
         with self._transaction() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO landed (entry, path, size, sha256) VALUES (?, ?, ?, ?)",
-                [(entry_id, *each) for each in objects],
+                [(entry_id, each.path, each.size, each.sha256) for each in objects],
             )
 
-    def landed(self, entry_id: str) -> dict[str, tuple[int, str]]:
-        """Return what has landed of an entry: size and sha256 by path."""
+    def landed(self, entry_id: str) -> tuple[ManifestEntry, ...]:
+        """Return what has landed of an entry."""
         found = self._ask("SELECT path, size, sha256 FROM landed WHERE entry = ?", (entry_id,))
-        return {path: (size, sha256) for path, size, sha256 in found}
+        return tuple(ManifestEntry(*row) for row in found)
 
     # -- files that get rewritten in place ---------------------------------------------------------------------------
 

@@ -32,9 +32,10 @@ from filelock import FileLock, Timeout
 from stagesink.archive import ArchiveSource
 from stagesink.artifacts import FileSource, Fingerprint, Source
 from stagesink.errors import OutboxError, OutboxFull
+from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import FILES, PLAN_FILE, Entry, KeptFile, KeptSource, Packed, overlap
 from stagesink.outbox.index import DamagedIndex, Index, Row
-from stagesink.outbox.local_runs import LocalRuns
+from stagesink.outbox.local_runs import RUNS, LocalRuns
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.snapshot import FULL, LINK_FROM, Taken, copy, is_shared, settle, take, unshare
 from stagesink.redaction import bare_uri
@@ -68,7 +69,7 @@ class Outbox:
     def __init__(self, settings: OutboxSettings) -> None:
         self.settings = settings
         self.path = Path(settings.path).absolute()
-        self.runs = LocalRuns(self.path / "runs")
+        self.runs = LocalRuns(self.path / RUNS)
         self._entries = self.path / _ENTRIES
         self._index = Index(self.path / "index.db")
         self._make()
@@ -303,12 +304,12 @@ class Outbox:
         finally:
             lock.release()
 
-    def landed(self, entry_id: str) -> dict[str, tuple[int, str]]:
-        """Return what an interrupted landing has brought over: size and sha256 by path."""
+    def landed(self, entry_id: str) -> tuple[ManifestEntry, ...]:
+        """Return what an interrupted landing has brought over, with paths inside the run."""
         return self._reconciled(lambda: self._index.landed(entry_id))
 
-    def note_landed(self, entry_id: str, objects: Sequence[tuple[str, int, str]]) -> None:
-        """Note objects that landed: path, size in bytes, sha256. Failing that costs time later, nothing else."""
+    def note_landed(self, entry_id: str, objects: Sequence[ManifestEntry]) -> None:
+        """Note objects that landed. Failing that costs time later, nothing else."""
         with self._forgiving():
             self._reconciled(lambda: self._index.note_landed(entry_id, objects))
 

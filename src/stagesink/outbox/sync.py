@@ -9,19 +9,24 @@ for what lies there before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stagesink.artifacts import Receipt
 from stagesink.errors import SinkAuthError, StagesinkError, TransferError, TransientSinkError
+from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import Entry, overlap
 from stagesink.outbox.index import Row
 from stagesink.outbox.store import Outbox
 from stagesink.sinks.protocol import ArtifactSink
-from stagesink.transfer import ProgressCallback, Transfer, TransferOptions
+from stagesink.transfer import Plan, ProgressCallback, Transfer, TransferOptions
 
+_NOTED_BYTES = 32 << 20  # bytes that may have to be sent again
+_NOTED_SECONDS = 2.0
 _TOGETHER = 1000  # uploads of one object that share their questions to the store
 
 OpenSink = Callable[[str], ArtifactSink]
@@ -127,11 +132,15 @@ class Sync:
     def _land(self, held: list[tuple[Row, Entry]]) -> Iterator[Outcome]:
         try:
             sink = self.sink(held[0][0].sink)
-            plans = {row.id: entry.plan(self._run_of(entry, sink)) for row, entry in held}
+            plans = {
+                row.id: replace(entry.plan(self._run_of(entry, sink)), landed=self._outbox.landed(row.id))
+                for row, entry in held
+            }
         except StagesinkError as error:
             yield from (self._failed(row, error) for row, _ in held)
             return
-        transfer = Transfer(sink, self._options, progress=self._progress)
+        journal = _Journal(self._outbox, plans)
+        transfer = Transfer(sink, self._options, progress=self._progress, on_landed=journal.note)
         receipts: tuple[Receipt, ...] = ()
         failure: TransferError | None = None
         try:
@@ -141,6 +150,7 @@ class Sync:
                 receipts = transfer.run_all(list(plans.values()), f"{len(held)} kept uploads")
         except TransferError as error:
             receipts, failure = error.receipts, error
+            journal.write()
         for row, _ in held:
             plan = plans[row.id]
             keys = {plan.manifest_key.path, plan.path, *(item.key.path for item in plan.objects)}
@@ -183,6 +193,40 @@ class Sync:
     def _failed(self, row: Row, error: StagesinkError) -> Outcome:
         self._outbox.note_failed(row.id, error.message)
         return Outcome(row, "failed", error.receipts if isinstance(error, TransferError) else (), error)
+
+
+class _Journal:
+    """Notes what has landed of entries whose manifest is not there yet: killed before that, it is not sent again."""
+
+    def __init__(self, outbox: Outbox, plans: Mapping[str, Plan]) -> None:
+        self._outbox = outbox
+        self._entry_of = {item.key: entry_id for entry_id, plan in plans.items() for item in plan.objects}
+        self._lock = threading.Lock()
+        self._waiting: list[Receipt] = []
+        self._bytes = 0
+        self._written = time.monotonic()
+
+    def note(self, receipt: Receipt) -> None:
+        """Note one object; in the index soon, since each writing of it waits for the disk."""
+        with self._lock:
+            self._waiting.append(receipt)
+            self._bytes += receipt.size
+            due = self._bytes >= _NOTED_BYTES or time.monotonic() - self._written >= _NOTED_SECONDS
+        if due:
+            self.write()
+
+    def write(self) -> None:
+        """Bring what was noted into the index."""
+        with self._lock:
+            receipts, self._waiting, self._bytes = self._waiting, [], 0
+            self._written = time.monotonic()
+        entries: dict[str, list[ManifestEntry]] = {}
+        for receipt in receipts:
+            if receipt.sha256 is not None and receipt.key in self._entry_of:
+                noted = ManifestEntry(receipt.key.path, receipt.size, receipt.sha256)
+                entries.setdefault(self._entry_of[receipt.key], []).append(noted)
+        for entry_id, objects in entries.items():
+            self._outbox.note_landed(entry_id, objects)
 
 
 def _newest(rows: list[Row]) -> list[Row]:

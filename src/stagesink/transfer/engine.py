@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from stagesink.artifacts import ArtifactKey, Receipt
@@ -29,6 +29,8 @@ class Transfer:
     options : TransferOptions, optional
     progress : callable, optional
         Called with a :class:`~stagesink.transfer.Progress` about ten times a second, and once at the end.
+    on_landed : callable, optional
+        Called with the receipt of each object that was put, from the thread that did, before the upload is committed.
 
     Examples
     --------
@@ -36,11 +38,17 @@ class Transfer:
     """
 
     def __init__(
-        self, sink: ArtifactSink, options: TransferOptions | None = None, *, progress: ProgressCallback | None = None
+        self,
+        sink: ArtifactSink,
+        options: TransferOptions | None = None,
+        *,
+        progress: ProgressCallback | None = None,
+        on_landed: Callable[[Receipt], None] = lambda receipt: None,
     ) -> None:
         self.sink = sink
         self.options = options or TransferOptions()
         self.progress = progress
+        self.on_landed = on_landed
         # Digests this backend was seen to report, besides sha256, each with the largest object of which it did: these
         # are taken while the bytes pass from the second object on. Of what goes in parts many report none.
         self._reported: dict[str, int] = {}
@@ -133,7 +141,7 @@ class Transfer:
         return everything
 
     def _effort(self, plans: Sequence[Plan], label: str) -> Effort:
-        return Effort(self.sink, self.options, self._reported, plans, label, self.progress)
+        return Effort(self.sink, self.options, self._reported, plans, label, self.progress, self.on_landed)
 
     def _begin_together(self, effort: Effort, turn: Turn, plans: int) -> ArtifactSink:
         """Take a turn for many plans, and ask the store about all of them at once where that spares questions."""

@@ -49,6 +49,9 @@ class Plan:
         upload's tree is replaced in it.
     share : Share or None
         It is one rank's share of a tree.
+    landed : tuple of ManifestEntry
+        What an attempt at this plan has brought over that did not come to its end: objects, with paths inside the run.
+        They are not sent again where they still are what they were.
     """
 
     run_id: str
@@ -62,6 +65,7 @@ class Plan:
     archive_sha256: str | None = None
     adds: bool = False
     share: Share | None = None
+    landed: tuple[ManifestEntry, ...] = ()
 
     @property
     def manifest_key(self) -> ArtifactKey:

@@ -60,12 +60,14 @@ class Effort:
         plans: Sequence[Plan],
         label: str,
         progress: ProgressCallback | None,
+        landed: Callable[[Receipt], None],
     ) -> None:
         sizes = [plan.size for plan in plans]
         size = None if None in sizes else sum(size for size in sizes if size is not None)
         self.sink = sink
         self.options = options
         self.reported = reported
+        self.landed = landed
         self.cancel = threading.Event()
         self.retry = RetryPolicy(options, self.cancel)
         self.counter = ProgressCounter(label, sum(len(plan.objects) for plan in plans), size, progress)
@@ -238,11 +240,12 @@ class Run:
         self.there = {}
         self.previous = self.retry.call(self._previous)
         self.committed = self.previous is not None
-        if self.previous is not None:
-            self._see_what_is_there(self.previous)
+        named = () if self.previous is None else tuple(self.previous.objects())
+        if named or self.plan.landed:
+            self._see_what_is_there((*self.plan.landed, *named))
 
-    def _see_what_is_there(self, manifest: Manifest) -> None:
-        entries = {ArtifactKey(self.plan.run_id, entry.path): entry for entry in manifest.objects()}
+    def _see_what_is_there(self, named: Iterable[ManifestEntry]) -> None:
+        entries = {ArtifactKey(self.plan.run_id, entry.path): entry for entry in named}
         found = self.retry.call(lambda: look(self.sink, self.plan, entries))
         self.there = {key: (entries[key], stored) for key, stored in found.items() if stored.size == entries[key].size}
 
@@ -315,7 +318,7 @@ class Run:
             self.abandoned.append(manifest)
             if self.plan.adds and note == self._lasting(_BESIDE):
                 self.previous = manifest
-                self._see_what_is_there(manifest)
+                self._see_what_is_there(manifest.objects())
 
     def drop_parts(self) -> None:
         """Take away what ranks have left here, since it will not be true any more."""
@@ -371,6 +374,8 @@ class Run:
         if earlier is None:
             self.counter.add_file()
         self.receipts[item.key] = receipt
+        if receipt.status == "uploaded":
+            self.effort.landed(receipt)
 
     def read_back(self, key: ArtifactKey) -> str | None:
         """Return the sha256 of what the store gives back, None when it holds nothing there."""
