@@ -63,13 +63,13 @@ def _mount(*arguments: str) -> None:
         pytest.skip("mounting a disk needs root")
 
 
-def python(program: str, *arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+def python(program: str, *arguments: object, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own, to its end; it must end well."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         env={**_environ(), **environ},
     )
     assert done.returncode == 0, done.stderr

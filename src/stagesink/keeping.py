@@ -30,6 +30,7 @@ from stagesink.transfer import Plan, TransferOptions
 
 if TYPE_CHECKING:
     from stagesink.config import Config
+    from stagesink.kept_runs import KeptRuns
     from stagesink.outbox.entry import Entry
     from stagesink.outbox.store import Outbox
 
@@ -107,6 +108,12 @@ class Keeper:
         """The outbox, made when it is first needed."""
         return open_outbox(self._config.artifacts.outbox)
 
+    def runs(self, sink_uri: str) -> KeptRuns:
+        """Return the runs that are kept for a sink. To look for one makes no outbox."""
+        from stagesink.kept_runs import KeptRuns
+
+        return KeptRuns(self._config.artifacts.outbox.path, sink_uri, lambda: self.outbox)
+
     def keep(
         self, plans: Sequence[Plan], sink_uri: str, *, quick: bool = False, error: Exception | None = None
     ) -> list[Entry]:
@@ -146,8 +153,10 @@ class Keeper:
             for plan in plans:
                 waiting = outbox.waiting_for(sink.uri, plan.run_id, plan.place)
                 if plan.adds:
+                    # What waits may know the run by a name from before its server knew it.
+                    landing = Sync(outbox, lambda uri: sink, options, run_of=lambda _, to, run_id=plan.run_id: run_id)
                     for row in waiting:
-                        for outcome in Sync(outbox, lambda uri: sink, options).land([row]):
+                        for outcome in landing.land([row]):
                             if outcome.error is not None:
                                 raise outcome.error
                     continue
@@ -183,3 +192,13 @@ def kept_receipts(plans: Sequence[Plan], sink_uri: str, error: Exception | None 
             attempts = receipt.attempts if receipt is not None else 0
             found.append(Receipt(item.key, sink_uri, size, None, 0.0, attempts, "kept", "none", why))
     return tuple(found)
+
+
+def _new_lock_after_fork() -> None:
+    # Another thread may have held it when this process was forked, and that thread is not here to let go.
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock_after_fork)

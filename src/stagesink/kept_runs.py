@@ -7,11 +7,12 @@ import getpass
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagesink.errors import ConfigError, OutboxError
-from stagesink.outbox.local_runs import LocalRun, RunStart
+from stagesink.outbox.local_runs import RUNS, LocalRun, LocalRuns, RunStart
 from stagesink.provenance import git_commit
 from stagesink.runs import new_run_id
 from stagesink.tracked_runs import LONGEST_TAG, EndStatus, as_numbers, now_in_ms, shortened
@@ -29,17 +30,22 @@ class KeptRuns:
 
     Parameters
     ----------
-    outbox : Outbox
+    path : str
+        Folder of the outbox, which may not be there yet.
     sink_uri : str
+    make_outbox : callable
+        Makes the outbox, if it is not there yet.
     """
 
-    def __init__(self, outbox: Outbox, sink_uri: str) -> None:
-        self.outbox = outbox
+    def __init__(self, path: str, sink_uri: str, make_outbox: Callable[[], Outbox]) -> None:
+        self.path = Path(path).absolute()
+        self._runs = LocalRuns(self.path / RUNS)
         self._sink_uri = sink_uri
+        self._make_outbox = make_outbox
 
     def on_server(self, run_id: str) -> str | None:
         """Return what the server calls a run; None for one that is not there yet."""
-        return self.outbox.runs.on_server(run_id, self._sink_uri)
+        return self._runs.on_server(run_id, self._sink_uri)
 
     def start(
         self,
@@ -66,7 +72,7 @@ class KeptRuns:
             parent_run_id=parent_run_id,
             tags={**_source(), **{name: str(value)[:LONGEST_TAG] for name, value in (tags or {}).items()}},
         )
-        return KeptRun(self.outbox.runs.make(start), is_new=True)
+        return KeptRun(self._make_outbox().runs.make(start), is_new=True)
 
     def join(self, run_id: str, *, tags: Mapping[str, str] | None = None) -> KeptRun:
         """Go on with a run: one of this outbox's, or one that the server knows under this id.
@@ -76,9 +82,9 @@ class KeptRuns:
         OutboxError
             The outbox cannot be written.
         """
-        run = self.outbox.runs.get(run_id)
+        run = self._runs.get(run_id)
         if run is None:
-            run = self.outbox.runs.make(RunStart(run_id, self._sink_uri, now_in_ms(), joined=True))
+            run = self._make_outbox().runs.make(RunStart(run_id, self._sink_uri, now_in_ms(), joined=True))
         kept = KeptRun(run, is_new=False)
         missing = {name: value for name, value in (tags or {}).items() if name not in run.start.tags}
         if missing and not run.start.joined:  # a server's run may have them, and keeps its own
@@ -87,7 +93,7 @@ class KeptRuns:
 
     def of_this_process(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Begin the run of a process that names none, unless it has begun; it ends with the process."""
-        if self.outbox.runs.get(run_id) is None:
+        if self._runs.get(run_id) is None:
             atexit.register(_end, self.start(run_id=run_id, tags=tags), os.getpid())
 
 

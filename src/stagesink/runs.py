@@ -19,6 +19,9 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, 
 _RANDOM_LETTERS = 7
 """35 bits: a thousand processes that start in the same second collide once in 70,000 times."""
 
+MADE_HERE = "made for this process"
+"""Where a run was found that nothing names."""
+
 _lock = threading.Lock()
 _local_run_id: str | None = None
 
@@ -110,7 +113,7 @@ def find_run(run_id: str | None = None, *, needs_server: bool, environ: Mapping[
             "There is no run to upload to.",
             hint="Pass run_id=, set STAGESINK_RUN_ID or MLFLOW_RUN_ID, or call it inside `with mlflow.start_run():`.",
         )
-    return FoundRun(_run_of_this_process(), "made for this process")
+    return FoundRun(_run_of_this_process(), MADE_HERE)
 
 
 def new_run_id() -> str:

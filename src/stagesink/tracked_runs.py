@@ -134,12 +134,15 @@ class TrackedRun:
     run_id : str
     url : str or None
         Where a browser shows it; None where there is no server.
+    is_new : bool
+        It was started here.
     """
 
     def __init__(self, server: TrackingServer, run: Any, *, is_new: bool) -> None:
         self.run_id: str = run.info.run_id
         self.url = server.page_of(run.info)
         self._server = server
+        self.is_new = is_new
         self._found = None if is_new else run.info
         self._is_active = server.is_mlflows_own() and _activate(self.run_id)
 

@@ -8,23 +8,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property, partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import PurePath
 from types import NoneType, TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
 from stagesink.destination import choose_sink, storage_options_for
+from stagesink.drain import install_wanted_drain, kept_on_a_signal
 from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
 from stagesink.keeping import Keeper, can_wait, kept_receipts
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
-from stagesink.runs import find_run, named_run
+from stagesink.runs import MADE_HERE, find_run, named_run
 from stagesink.session import next_session
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.protocol import TrackedSink
@@ -44,6 +45,10 @@ from stagesink.transfer.options import Verify
 from stagesink.transfer.progress import ProgressStyle
 from stagesink.transfer.share import Share
 from stagesink.tree import scan_tree
+
+if TYPE_CHECKING:
+    from stagesink.kept_runs import KeptRuns
+    from stagesink.outbox.entry import Entry
 
 logger = logging.getLogger("stagesink")
 
@@ -390,7 +395,7 @@ class ArtifactUploader:
     def _opener(self) -> Callable[[], ArtifactSink]:
         """Opens the chosen sink, as often as it is called, also when this uploader is gone."""
         uri = choose_sink(self.config, cast("str | None", self._given_sink)).uri
-        return partial(open_sink, uri, storage_options=self._storage_options(uri), engine=self.config.artifacts.engine)
+        return _Opener(uri, self._storage_options(uri), self.config.artifacts.engine)
 
     @cached_property
     def _keeper(self) -> Keeper:
@@ -400,11 +405,28 @@ class ArtifactUploader:
         given = self._given_storage_options
         return storage_options_for(self.config, uri) if given is None else given
 
-    @cached_property
+    @property
     def run_id(self) -> str:
-        """The run uploads belong to."""
+        """The run uploads belong to; one that began without its server has that one's id as soon as it is there."""
+        run_id = self._found_run_id
+        return run_id if self.kept_runs is None else self.kept_runs.on_server(run_id) or run_id
+
+    @cached_property
+    def _found_run_id(self) -> str:
         _check_type("run_id", self._given_run_id, (str, NoneType))
-        return find_run(self._given_run_id, needs_server=self.tracking_uri is not None).run_id
+        runs = self.kept_runs
+        offline = runs is not None and self.config.artifacts.mode == "offline"
+        found = find_run(self._given_run_id, needs_server=self.tracking_uri is not None and not offline)
+        if runs is not None and found.source == MADE_HERE:
+            runs.of_this_process(found.run_id, {} if self.stage is None else {"stagesink.stage": self.stage})
+        return found.run_id
+
+    @cached_property
+    def kept_runs(self) -> KeptRuns | None:
+        """The runs that wait for the sink's server; None where nobody tracks runs, or nothing is kept."""
+        if self.tracking_uri is None or not self._keeper.is_on:
+            return None
+        return self._keeper.runs(self.sink.uri)
 
     @property
     def named_run_id(self) -> str | None:
@@ -412,6 +434,11 @@ class ArtifactUploader:
         _check_type("run_id", self._given_run_id, (str, NoneType))
         found = named_run(self._given_run_id)
         return None if found is None else found.run_id
+
+    @property
+    def failure_policy(self) -> OnFailure:
+        """What a failure means that is none of one upload's."""
+        return self._policy()
 
     @property
     def tracking_uri(self) -> str | None:
@@ -540,8 +567,10 @@ class ArtifactUploader:
             if not wanted:
                 return False
             settings = self.config.artifacts
-            if settings.mode == "offline" or settings.background:
-                receipts = self._keep_first(wanted)
+            install_wanted_drain(settings.drain)
+            waits = settings.mode == "offline" or self._waits_for_its_run(wanted[0])
+            if waits or settings.background:
+                receipts = self._keep_first(wanted, is_on_its_way=not waits)
             else:
                 receipts = self._send(wanted, what)
         except Exception as error:
@@ -552,31 +581,46 @@ class ArtifactUploader:
         landed = wanted[0].path if len(wanted) == 1 else what
         if wanted[0].share is not None:
             landed = f"{landed}, the part of rank {wanted[0].share.rank}"
-        kept = settings.mode == "offline" or settings.background
+        kept = waits or settings.background
         where = self.sink.uri if not kept else f"the outbox {self._keeper.outbox.path}"
         logger.info("%s: %d files, %.1f MB, in %s", landed, len(receipts), sent / 1e6, where)
         return len(wanted) == len(plans) and (not kept or settings.background)
 
     def _send(self, plans: list[Plan], what: str) -> tuple[Receipt, ...]:
         transfer = Transfer(self.sink, self.options, progress=self.progress)
-        with self._keeper.going_first(plans, self.sink, self.options):
+        with self._kept_on_a_signal(plans), self._keeper.going_first(plans, self.sink, self.options):
             return transfer.run(plans[0]) if len(plans) == 1 else transfer.run_all(plans, what)
 
-    def _keep_first(self, plans: list[Plan]) -> tuple[Receipt, ...]:
+    def _waits_for_its_run(self, plan: Plan) -> bool:
+        """Tell whether the run is on no server yet: `stagesink sync` makes it there, and uploads what waits for it."""
+        return self.kept_runs is not None and self.kept_runs.on_server(plan.run_id) is None
+
+    def _keep_first(self, plans: list[Plan], *, is_on_its_way: bool) -> tuple[Receipt, ...]:
         """Keep what is to be uploaded; in the background it is on its way then."""
-        settings = self.config.artifacts
         if not self._keeper.is_on:
             raise ConfigError(
                 "Uploading in the background and offline need the outbox, and it is switched off.",
                 hint="Set artifacts.outbox.enabled (STAGESINK_OUTBOX_ENABLED) to true.",
             )
-        online = settings.mode == "online"
-        entries = self._keeper.keep(plans, self.sink.uri, quick=online)
-        if online:
-            given = self.sink is self._given_sink
-            opener = (lambda: self.sink) if given else self._opener
-            self.handles += self._keeper.upload_later(entries, opener, self.options, closes=not given)
+        entries = self._keeper.keep(plans, self.sink.uri, quick=is_on_its_way)
+        if is_on_its_way:
+            self.handles += self._land_later(entries)
         return kept_receipts(plans, self.sink.uri)
+
+    def _land_later(self, entries: Sequence[Entry]) -> list[Future[tuple[Receipt, ...]]]:
+        given = self.sink is self._given_sink
+        opener = (lambda: self.sink) if given else self._opener
+        return self._keeper.upload_later(entries, opener, self.options, closes=not given)
+
+    def _kept_on_a_signal(self, plans: list[Plan]) -> AbstractContextManager[None]:
+        """Have the plans kept when a signal comes that ends this process."""
+        if self._policy(plans[0]) != "keep" or not self._keeper.is_on:
+            return nullcontext()
+        return kept_on_a_signal(
+            lambda: self._keeper.keep(plans, self.sink.uri, quick=True),
+            self._land_later,
+            lambda entry_id: self._keeper.outbox.remove(entry_id),
+        )
 
     def _give_up(self, what: str, plans: list[Plan], error: Exception, start: float) -> None:
         """Keep what did not land, if it may land later, and say what has become of it."""
@@ -626,6 +670,18 @@ class ArtifactUploader:
         secrets = secrets_of(uri, {**settings.storage_options, **(self._given_storage_options or {})})
         whole = {uri, uri.partition("?")[2]} if without_secrets(uri) != uri else set()
         return shows_secret(error, secrets | whole - {""})
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens a sink. Equal ones open the same; what may be secret is not in the repr."""
+
+    uri: str = field(repr=False)
+    storage_options: Mapping[str, Any] = field(repr=False)
+    engine: str
+
+    def __call__(self) -> ArtifactSink:
+        return open_sink(self.uri, storage_options=self.storage_options, engine=self.engine)
 
 
 def _posix(artifact_path: StrPath) -> str:

@@ -28,6 +28,9 @@ from stagesink.redaction import bare_uri
 _log = logging.getLogger("stagesink")
 
 FORMAT = "stagesink.run/1"
+RUNS = "runs"
+"""Folder of an outbox that holds its runs."""
+
 _LOCK_SECONDS = 600.0
 _CHUNK = 1 << 16
 

@@ -8,8 +8,10 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
+from stagesink.errors import TransientSinkError
+from stagesink.kept_runs import KeptRun, KeptRuns
 from stagesink.sinks import ArtifactSink
-from stagesink.tracked_runs import EndStatus, TrackedRun, resume_run, start_run
+from stagesink.tracked_runs import EndStatus, TrackedRun, now_in_ms, resume_run, start_run
 from stagesink.uploader import ArtifactUploader, StrPath
 
 _log = logging.getLogger("stagesink")
@@ -26,6 +28,11 @@ class StageTracker:
     ``AZUREML_RUN_ID``, the first that there is. When none is, or ``parent_run_id`` asks for a nested one, a run is
     started. A run that was started ends FINISHED, FAILED after an exception, or KILLED after Ctrl-C. One that was
     joined is left as it was: running, or with the status it had.
+
+    Offline (``STAGESINK_MODE=offline``), or when the server does not answer, the run begins in the outbox with an id of
+    its own: parameters, metrics, tags and uploads wait there, and ``stagesink sync`` makes the run on the server. Of a
+    run whose server goes away later, what it does not take waits in the same way. ``log_params`` and ``log_metrics``
+    return False for what waits, as uploads do.
 
     A training run is never killed by its tracker, unless ``on_failure="raise"``. When the run cannot be joined or
     started, one logged line says why; then :attr:`run_id` is what was given, ``log_params`` and ``log_metrics`` return
@@ -98,7 +105,8 @@ class StageTracker:
         self._options = {"config_dir": config_dir, **options}
         self._given_sink = self._sink = sink
         self._facade = ArtifactUploader(run_id, self.stage, sink=sink, **self._options)
-        self._run: TrackedRun | None = None
+        self._run: TrackedRun | KeptRun | None = None
+        self._rest: KeptRun | None = None  # what the server did not take of a run that it has
 
     def __enter__(self: Self) -> Self:
         with ExitStack() as on_error:
@@ -114,7 +122,7 @@ class StageTracker:
         run, self._run = self._run, None
         with self._facade.guard(f"Run {self.run_id} is still shown as running"):
             if run is not None:
-                run.end(self._end_status(error))
+                self._end(run, self._end_status(error))
         self._sink = self._given_sink
         self._facade.close()
 
@@ -138,7 +146,8 @@ class StageTracker:
         step : int, optional
             For example the epoch.
         """
-        return self._tell(lambda run: run.log_metrics(metrics, step))
+        time = now_in_ms()
+        return self._tell(lambda run: run.log_metrics(metrics, step, time=time))
 
     def set_tags(self, tags: Mapping[str, str]) -> bool:
         """Set tags, over those of the same name; True when they are set."""
@@ -152,29 +161,86 @@ class StageTracker:
             _log.info("%s tracks no runs: parameters and metrics are not kept.", self._sink.uri)
             return
         run = self._run = self._joined_or_started(server)
-        if run is not None:
-            self.run_id, self.run_url = run.run_id, run.url
-            _log.info("%s: run %s %s", self.stage, run.run_id, run.url or "")
+        if run is None:
+            return
+        self.run_id, self.run_url = run.run_id, run.url
+        _log.info("%s: run %s %s", self.stage, run.run_id, run.url or "")
 
-    def _joined_or_started(self, server: str) -> TrackedRun | None:
+    def _joined_or_started(self, server: str) -> TrackedRun | KeptRun | None:
         named = self._facade.named_run_id if self._parent_run_id is None else None
-        if named is not None:
-            return resume_run(server, named, tags=self._tags)
-        return start_run(
-            server,
-            experiment=self._experiment,
-            run_name=self._run_name,
-            tags=self._tags,
-            parent_run_id=self._parent_run_id,
-        )
+        run_id, parent = self._on_server(named), self._on_server(self._parent_run_id)
+        kept = self._kept
+        is_there = (run_id is None) == (named is None) and (parent is None) == (self._parent_run_id is None)
+        if kept is not None and (not is_there or self._facade.config.artifacts.mode == "offline"):
+            return self._begun(kept, named)
+        try:
+            if run_id is not None:
+                return resume_run(server, run_id, tags=self._tags)
+            return start_run(
+                server,
+                experiment=self._experiment,
+                run_name=self._run_name,
+                tags=self._tags,
+                parent_run_id=parent,
+            )
+        except TransientSinkError as error:
+            if kept is None or self._facade.failure_policy != "keep":
+                raise
+            return self._begun(kept, named, f"{error.message} ")
 
-    def _tell(self, tell: Callable[[TrackedRun], None]) -> bool:
+    def _on_server(self, run_id: str | None) -> str | None:
+        """Return what the server calls a run; None for one that it does not know yet."""
+        return run_id if run_id is None or self._kept is None else self._kept.on_server(run_id)
+
+    def _begun(self, kept: KeptRuns, named: str | None, why: str = "") -> KeptRun:
+        """Join or start a run without its server."""
+        if named is not None:
+            run = kept.join(named, tags=self._tags)
+        else:
+            run = kept.start(
+                experiment=self._experiment,
+                run_name=self._run_name,
+                tags=self._tags,
+                parent_run_id=self._parent_run_id,
+            )
+        _log.warning(
+            "%s%s: run %s waits in %s until `stagesink sync` brings it to %s.",
+            *(why, self.stage, run.run_id, kept.path, self._facade.sink.uri),
+        )
+        return run
+
+    @property
+    def _kept(self) -> KeptRuns | None:
+        return self._facade.kept_runs
+
+    def _tell(self, tell: Callable[[TrackedRun | KeptRun], None]) -> bool:
         told = False
         with self._facade.guard(f"The stage {self.stage}"):
             if self._run is not None:
-                tell(self._run)
-                told = True
+                try:
+                    tell(self._run)
+                    told = isinstance(self._run, TrackedRun)
+                except TransientSinkError as error:
+                    tell(self._kept_instead(error))
         return told
+
+    def _kept_instead(self, error: TransientSinkError) -> KeptRun:
+        """Return where to keep what the server did not take just now."""
+        kept = self._kept
+        if kept is None or self.run_id is None or self._facade.failure_policy != "keep":
+            raise error
+        if self._rest is None:
+            self._rest = kept.join(self.run_id)
+            _log.warning("%s What run %s logs waits in %s until `stagesink sync`.", error, self.run_id, kept.path)
+        return self._rest
+
+    def _end(self, run: TrackedRun | KeptRun, status: EndStatus) -> None:
+        try:
+            run.end(status)
+        except TransientSinkError as error:
+            if not (isinstance(run, TrackedRun) and run.is_new):
+                raise
+            self._kept_instead(error).set_end(status)
 
     def _end_status(self, error: BaseException | None) -> EndStatus:
         """Return what a run that was started here ends with, after the error that ended the block."""

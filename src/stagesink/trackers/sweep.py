@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from stagesink.config.load import SKIP_VARIABLE
 from stagesink.errors import SourceNotFound
+from stagesink.kept_runs import KeptRun
 from stagesink.stage_helpers import upload_hpo_artifacts
 from stagesink.tracked_runs import EndStatus, TrackedRun
 from stagesink.trackers.base import StageTracker
@@ -83,7 +84,7 @@ class TrialTracker(StageTracker):
         run = {} if self.run_id is None else {"STAGESINK_RUN_ID": self.run_id, "MLFLOW_RUN_ID": self.run_id}
         return {SKIP_VARIABLE: "true", **run}
 
-    def _joined_or_started(self, server: str) -> TrackedRun | None:
+    def _joined_or_started(self, server: str) -> TrackedRun | KeptRun | None:
         # No sweep's run, no trial's: it would stand alone among the experiment's runs.
         return None if self._sweep._run is None else super()._joined_or_started(server)
 
