@@ -94,6 +94,11 @@ def _replace(job: dict[str, Any], *, tree: str) -> None:
         assert uploader.upload_checkpoint(tree, "checkpoint")
 
 
+def _rank(job: dict[str, Any], *, tree: str, rank: int, world_size: int, session: str) -> None:
+    with _uploader(job) as uploader:
+        assert uploader.upload_checkpoint(tree, "checkpoint", rank=rank, world_size=world_size, session=session)
+
+
 def _restore(job: dict[str, Any], *, target: str) -> None:
     sink = open_sink(os.environ["STAGESINK_SINK"])
     manifests = list_committed(sink, job["run_id"])
@@ -138,6 +143,7 @@ def _collect_garbage(job: dict[str, Any]) -> None:
 _ACTIONS: dict[str, Callable[..., None]] = {
     "upload": _upload,
     "replace": _replace,
+    "rank": _rank,
     "restore": _restore,
     "hand over": _hand_over,
     "sync": _sync,

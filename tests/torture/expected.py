@@ -16,6 +16,9 @@ FORMAT = "stagesink.manifest/1"
 NOTES = ".stagesink/"
 """Folder of a run in which writers leave notes for each other; nothing that was uploaded lies there."""
 
+RANKS = 3
+"""Ranks among which a checkpoint is divided."""
+
 Version = Mapping[str, str]
 """One state of an upload: digests by the objects' paths in the run."""
 
@@ -166,8 +169,17 @@ class Sources:
             for path, data in {**common, **own}.items():
                 (tree / path).parent.mkdir(parents=True, exist_ok=True)
                 (tree / path).write_bytes(data)
+            for place, path in enumerate(sorted({**common, **own})):
+                part = folder / f"step-{number}-rank-{place % RANKS}" / path
+                part.parent.mkdir(parents=True, exist_ok=True)
+                part.write_bytes((tree / path).read_bytes())
         (folder / "metrics.json").write_text(json.dumps({"loss": 0.5, "seed": seed}))
         return cls(trees, folder / "metrics.json")
+
+    def of_rank(self, number: int, rank: int) -> Path:
+        """Return the folder with one rank's share of a state."""
+        tree = self.trees[number]
+        return tree.with_name(f"{tree.name}-rank-{rank}")
 
     def digest_of_file(self) -> str:
         return digest(self.file.name, self.file.read_bytes())

@@ -114,10 +114,10 @@ class Torture:
     def _phase(self, name: str, client: str) -> Phase:
         folder = self.folder / f"{name}-{client}"
         folder.mkdir(exist_ok=True)
-        return PHASES[name](Setting(self.store, self.worker, self.sources, folder, Random(self.seed)), client)
+        return PHASES[name](Setting(self.store, self.worker, self.sources, folder), client)
 
     def _once(self, row: Row, phase: Phase, kill: Kill) -> None:
-        run, steps = phase.begin()
+        run, steps = phase.begin(Random(f"{self.seed} {kill}"))
         folder = phase.setting.folder
         answer = self.worker.do(run, steps, folder, kill)
         problems: list[tuple[str, Verdict]] = []
@@ -158,7 +158,7 @@ class _Client:
         self.phase = phase
         self.name = client
         self._random = Random(f"{seed} {client}")
-        run, steps = phase.begin()
+        run, steps = phase.begin(Random(1))  # it decides for the work with most calls
         answer = phase.setting.worker.do(run, steps, phase.setting.folder, Kill(client=client))
         if answer.ended == "done" and phase.again(steps) != steps:
             phase.setting.do(run, phase.again(steps), client)

@@ -11,6 +11,7 @@ from random import Random
 
 from outside import files_in
 from torture.expected import (
+    RANKS,
     Sources,
     Upload,
     Verdict,
@@ -22,6 +23,9 @@ from torture.expected import (
 from torture.jobs import Kill, Step, Worker
 from torture.stores import Run, Store
 
+AT = "checkpoint"
+"""Where checkpoints go in a run."""
+
 
 @dataclass
 class Setting:
@@ -31,7 +35,6 @@ class Setting:
     worker: Worker
     sources: Sources
     folder: Path
-    random: Random
 
     def do(self, run: Run, steps: Sequence[Step], client: str) -> None:
         """Have something done that must succeed."""
@@ -48,8 +51,8 @@ class Phase(ABC):
         self.client = client
 
     @abstractmethod
-    def begin(self) -> tuple[Run, Sequence[Step]]:
-        """Make ready for one more kill, and return the work."""
+    def begin(self, chance: Random) -> tuple[Run, Sequence[Step]]:
+        """Make ready for one more kill, and return the work; ``chance`` decides what is left open."""
 
     def again(self, steps: Sequence[Step]) -> Sequence[Step]:
         """Return what brings the work to its end after a kill, given its steps."""
@@ -70,7 +73,7 @@ class Phase(ABC):
 class Uploading(Phase):
     """A checkpoint, a file and an archive, into a run that holds nothing."""
 
-    def begin(self) -> tuple[Run, Sequence[Step]]:
+    def begin(self, chance: Random) -> tuple[Run, Sequence[Step]]:
         sources = self.setting.sources
         self.run = self.setting.store.new_run()
         self.uploads = list(_three_uploads(sources).values())
@@ -95,9 +98,9 @@ class Committing(Phase):
         self.there = 0
         self._replace(0)
 
-    def begin(self) -> tuple[Run, Sequence[Step]]:
+    def begin(self, chance: Random) -> tuple[Run, Sequence[Step]]:
         trees, old, new = self.setting.sources, self.there, 1 - self.there
-        versions = [trees.tree(old, "checkpoint"), trees.tree(new, "checkpoint")]
+        versions = [trees.tree(old, AT), trees.tree(new, AT)]
         self.uploads = [Upload("checkpoint.manifest.json", versions)]
         self.there = new
         return self.run, self._steps(new)
@@ -129,11 +132,11 @@ class Restoring(Phase):
         setting.do(self.run, [("replace", {"tree": str(setting.sources.trees[0])})], client)
         self.target = setting.folder / "restored"
 
-    def begin(self) -> tuple[Run, Sequence[Step]]:
+    def begin(self, chance: Random) -> tuple[Run, Sequence[Step]]:
         sources = self.setting.sources
-        stored, other = sources.tree(0, "checkpoint"), sources.tree(1, "checkpoint")
-        if self.setting.random.random() < 0.5:
-            shutil.copytree(sources.trees[1], self.target / "checkpoint")
+        stored, other = sources.tree(0, AT), sources.tree(1, AT)
+        if chance.random() < 0.5:
+            shutil.copytree(sources.trees[1], self.target / AT)
             self.uploads = [Upload("", [other, stored, {**other, **stored}])]
         else:
             self.uploads = [Upload("", [stored])]
@@ -165,13 +168,13 @@ class Keeping(Phase):
 
     background = False
 
-    def begin(self) -> tuple[Run, Sequence[Step]]:
+    def begin(self, chance: Random) -> tuple[Run, Sequence[Step]]:
         sources, folder = self.setting.sources, self.setting.folder
         self.run = self.setting.store.new_run()
         self.outbox = folder / ".stagesink" / "outbox"
         self.uploads = _three_uploads(sources)
         self.train = folder / "train"
-        shutil.copytree(sources.trees[0], self.train / "checkpoint")
+        shutil.copytree(sources.trees[0], self.train / AT)
         shutil.copytree(sources.trees[0] / "shards", self.train / "best.tar.gz")
         shutil.copy(sources.file, self.train / "metrics.json")
         items = {name: str(self.train / name) for name in self.uploads}
@@ -210,16 +213,53 @@ class Background(Keeping):
 class Syncing(Keeping):
     """What was kept, on its way into the store."""
 
-    def begin(self) -> tuple[Run, Sequence[Step]]:
-        run, steps = super().begin()
+    def begin(self, chance: Random) -> tuple[Run, Sequence[Step]]:
+        run, steps = super().begin(chance)
         self.setting.do(run, steps, self.client)
         return run, [("sync", {})]
+
+
+class Ranking(Phase):
+    """The ranks of a job upload one checkpoint over another together, and one of them is killed.
+
+    Some of the others are there before it and some come only afterwards; then it starts again.
+    """
+
+    def __init__(self, setting: Setting, client: str) -> None:
+        super().__init__(setting, client)
+        self.run = setting.store.new_run()
+        self.there = 0
+        self.sessions = 0
+        setting.do(self.run, [self._rank(0, rank) for rank in range(RANKS)], client)
+
+    def begin(self, chance: Random) -> tuple[Run, Sequence[Step]]:
+        sources, old, new = self.setting.sources, self.there, 1 - self.there
+        self.uploads = [Upload("checkpoint.manifest.json", [sources.tree(old, AT), sources.tree(new, AT)])]
+        self.there, self.sessions = new, self.sessions + 1
+        steps = [self._rank(new, rank) for rank in chance.sample(range(RANKS), RANKS)]
+        before = RANKS - 1 if chance.random() < 0.7 else 1
+        self.setting.do(self.run, steps[:before], self.client)
+        self.after = steps[before + 1 :]
+        return self.run, steps[before : before + 1]
+
+    def again(self, steps: Sequence[Step]) -> Sequence[Step]:
+        return [*self.after, *steps]
+
+    def at_once(self) -> Verdict:
+        return look_at_once(self.run.objects(), self.uploads)
+
+    def at_the_end(self) -> Verdict:
+        return look_at_the_end(self.run.objects(), self.run.leftovers(), self.uploads)
+
+    def _rank(self, number: int, rank: int) -> Step:
+        tree = str(self.setting.sources.of_rank(number, rank))
+        return "rank", {"tree": tree, "rank": rank, "world_size": RANKS, "session": f"session {self.sessions}"}
 
 
 def _three_uploads(sources: Sources) -> dict[str, Upload]:
     packed = digest_of_members(files_in(sources.trees[0] / "shards"))
     return {
-        "checkpoint": Upload("checkpoint.manifest.json", [sources.tree(0, "checkpoint")]),
+        "checkpoint": Upload("checkpoint.manifest.json", [sources.tree(0, AT)]),
         "metrics.json": Upload("metrics.json.manifest.json", [{"metrics.json": sources.digest_of_file()}]),
         "best.tar.gz": Upload("best_manifest.json", [{"best.tar.gz": packed}]),
     }
@@ -232,6 +272,7 @@ def _is_temp(path: str) -> bool:
 PHASES: dict[str, type[Phase]] = {
     "upload": Uploading,
     "commit": Committing,
+    "ranks": Ranking,
     "snapshot": Keeping,
     "background": Background,
     "sync": Syncing,
