@@ -287,7 +287,7 @@ def _is_due(row: Row) -> bool:
     """Tell whether it is time for an upload: what failed waits longer each time, what is new may be in good hands."""
     if row.last_attempt is None:
         return time.time() - row.created >= _ITS_OWNERS_SECONDS
-    return time.time() - row.last_attempt >= min(_FIRST_WAIT * 2 ** min(row.attempts - 1, 10), _LONGEST_WAIT)
+    return time.time() - row.last_attempt >= min(_FIRST_WAIT * 2.0 ** min(row.attempts - 1, 10), _LONGEST_WAIT)
 
 
 def _wanted(sink: str | None, run_id: str | None) -> Callable[[Row], bool]:

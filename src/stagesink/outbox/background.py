@@ -7,6 +7,7 @@ however that ends; one that ends in order waits for it (:func:`flush` does so at
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ _log = logging.getLogger("stagesink")
 _FIRST_WAIT = 5.0  # seconds until what failed is tried again, doubled each time
 _LONGEST_WAIT = 300.0
 _EXIT_SECONDS = 600.0  # how long a process that ends waits for what was never tried
+_LOOK_SECONDS = 0.2
 _SILENT_SECONDS = 2.0  # from then on it says what it waits for
 _LANES_IN_A_HURRY = 3  # so that what is small need not wait for the large one that is on its way
 _BUDGET_IN_A_HURRY = 5.0  # seconds: a store that is gone must not take the time of one that is there
@@ -152,18 +154,18 @@ class BackgroundUploader:
         with self._changed:
             self._wake()
 
-    def secure(self, until: float | None = None) -> int:
+    def secure(self, until: float) -> int:
         """Make what waits here safe from a power cut and from the files' owner, and return how many those are.
 
         Parameters
         ----------
-        until : float, optional
+        until : float
             Monotonic time at which it is left as it is: safe from a kill of this process.
         """
         with self._changed:
             waiting = sorted(self._jobs, key=self._turn)
         for job in waiting:
-            if until is not None and time.monotonic() >= until:
+            if time.monotonic() >= until:
                 break
             self._secure(job)
         with self._changed:
@@ -171,21 +173,19 @@ class BackgroundUploader:
 
     def finish(self, timeout: float = _EXIT_SECONDS) -> None:
         """Wait for what was never tried, at the end of the process, and say what is left."""
-        until = None
-        if _hurry_until is not None:
-            until = _hurry_until
-            timeout = min(timeout, max(0.0, until - time.monotonic()))
-
-        def tried() -> bool:
-            return not self._lanes or all(job.attempts for job in self._all())
-
+        start = time.monotonic()
+        said = False
         with self._changed:
-            if not self._changed.wait_for(tried, min(timeout, _SILENT_SECONDS)) and timeout > _SILENT_SECONDS:
-                _log.warning(
-                    "This process waits for %d uploads. Ctrl-C leaves them in %s.", len(self._all()), self.outbox.path
-                )
-                self._changed.wait_for(tried, timeout - _SILENT_SECONDS)
-        left = self.secure(until)
+            while self._lanes and not all(job.attempts for job in self._all()):
+                now = time.monotonic()
+                if now >= min(start + timeout, _until()):
+                    break
+                if now >= start + _SILENT_SECONDS and not said:
+                    said = True
+                    many = len(self._all())
+                    _log.warning("This process waits for %d uploads. Ctrl-C leaves them in %s.", many, self.outbox.path)
+                self._changed.wait(_LOOK_SECONDS)  # a signal may shorten the time at any moment
+        left = self.secure(_until())
         self._sinks.close()
         if left:
             _log.warning("%d uploads wait in %s: `stagesink sync` uploads them.", left, self.outbox.path)
@@ -457,8 +457,12 @@ def before_threads_end(call: Callable[[], None]) -> None:
         register(call)
 
 
+def _until() -> float:
+    return math.inf if _hurry_until is None else _hurry_until
+
+
 def _in_a_hurry() -> bool:
-    return _hurry_until is not None and time.monotonic() < _hurry_until
+    return time.monotonic() < _until() < math.inf
 
 
 def _finish_all() -> None:
