@@ -19,7 +19,7 @@ from stagesink.sinks import open_sink
 from stagesink.sinks.memory import MemorySink
 from stagesink.stage_helpers import upload_training_artifacts
 from stagesink.testing import FaultySink, fails
-from stagesink.transfer import TransferOptions
+from stagesink.transfer import TransferOptions, plan_tree
 from stagesink.uploader import ArtifactUploader
 
 
@@ -224,6 +224,16 @@ def test_what_adds_to_a_folder_waits_too_when_that_cannot_land(gone: Store, chec
     gone.bring_back()
     assert sync(outbox) == ["landed", "landed"]
     assert set(gone.files()) == {"checkpoint/model.bin", "checkpoint/config.json", "checkpoint/extra.txt"}
+
+
+def test_what_can_never_land_does_not_stop_what_adds_to_its_folder(
+    store: Store, checkpoint: Path, outbox: Outbox, tmp_path: Path
+) -> None:
+    outbox.keep(plan_tree("run", "out", checkpoint), store.uri, quick=True)
+    (checkpoint / "model.bin").write_bytes(b"rewritten in place")
+    (tmp_path / "note.txt").write_text("note")
+    assert ArtifactUploader("run", sink=store.uri).add_files(tmp_path / "note.txt", "out") is True
+    assert store.files()["out/note.txt"] == b"note"
 
 
 # -- in the background -------------------------------------------------------------------------------------------------

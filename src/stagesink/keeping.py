@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stagesink.artifacts import Receipt
@@ -139,8 +140,8 @@ class Keeper:
     def going_first(self, plans: Sequence[Plan], sink: ArtifactSink, options: TransferOptions) -> Iterator[None]:
         """Upload in the block what is newer than whatever waits for the same places.
 
-        Older uploads to them are held meanwhile, and gone when the block ends well. What adds to a folder goes after
-        them instead: they are landed first.
+        Older uploads to them are held meanwhile, and gone when the block ends well. What adds to a folder, or only
+        touches some of the same objects, goes after them instead: they are landed first.
         """
         if not self.is_on or not os.path.isdir(self._config.artifacts.outbox.path):
             yield
@@ -151,18 +152,16 @@ class Keeper:
         with ExitStack() as claims:
             replaced: list[str] = []
             for plan in plans:
-                waiting = outbox.waiting_for(sink.uri, plan.run_id, plan.place)
-                if plan.adds:
-                    # What waits may know the run by a name from before its server knew it.
-                    landing = Sync(outbox, lambda uri: sink, options, run_of=lambda _, to, run_id=plan.run_id: run_id)
-                    for row in waiting:
-                        for outcome in landing.land([row]):
-                            if outcome.error is not None:
-                                raise outcome.error
-                    continue
-                for row in waiting:
-                    if row.path == plan.place and claims.enter_context(outbox.claim(row.id, timeout=-1)) is not None:
-                        replaced.append(row.id)
+                # What waits may know the run by a name from before its server knew it.
+                landing = Sync(outbox, lambda uri: sink, options, run_of=partial(_named, plan.run_id))
+                for row in outbox.waiting_for(sink.uri, plan.run_id, plan.place):
+                    if row.path == plan.place and not plan.adds:
+                        if claims.enter_context(outbox.claim(row.id, timeout=-1)) is not None:
+                            replaced.append(row.id)
+                        continue
+                    for outcome in landing.land([row], wait=True):
+                        if outcome.error is not None and can_wait(outcome.error):
+                            raise outcome.error  # what can never land stops nobody
             yield
             for entry_id in replaced:
                 outbox.remove(entry_id)
@@ -175,6 +174,10 @@ class Keeper:
 
         uploader = background_uploader(self.outbox)
         return [uploader.submit(entry, open_sink, options, closes=closes) for entry in entries]
+
+
+def _named(run_id: str, entry: Entry, sink: ArtifactSink) -> str:
+    return run_id
 
 
 def kept_receipts(plans: Sequence[Plan], sink_uri: str, error: Exception | None = None) -> tuple[Receipt, ...]:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,48 @@ def test_what_adds_to_a_folder_waits_for_what_lies_there_before_it(
     assert statuses(synced(outbox)) == [("logs", "failed")]
     store.bring_back()
     assert statuses(synced(outbox)) == [("logs", "landed"), ("logs", "landed")]
+
+
+def test_what_lies_in_a_folder_waits_for_the_folder_that_is_older(outbox: Outbox, store: Store, tmp_path: Path) -> None:
+    outbox.keep(plan_tree("run", "logs", _folder(tmp_path / "a", "a.txt")), store.uri)
+    outbox.keep(file_plan(_folder(tmp_path / "logs", "unused").parent, "logs/own.txt", "own"), store.uri)
+    failing = FaultySink(open_sink(store.uri), fails("put", TransientSinkError("busy"), first=2))
+    assert statuses(synced(outbox, lambda uri: failing)) == [("logs", "failed")]
+    assert statuses(synced(outbox)) == [("logs", "landed"), ("logs/own.txt", "landed")]
+    assert store.files() == {"logs/a.txt": b"a", "logs/own.txt": b"own"}
+
+
+def test_in_a_hurry_too_what_touches_the_same_objects_goes_in_its_order(
+    outbox: Outbox, store: Store, tmp_path: Path
+) -> None:
+    outbox.keep(plan_tree("run", "logs", _folder(tmp_path / "a", "a.txt")), store.uri, priority=9)
+    outbox.keep(file_plan(_folder(tmp_path / "logs", "unused").parent, "logs/own.txt", "own"), store.uri, priority=1)
+    outbox.keep(file_plan(tmp_path, "b.txt", "b"), store.uri, priority=1)
+    with Sync(outbox, open_sink, OPTIONS) as sync:
+        landed = [outcome.row.path for outcome in sync.run(urgent=True)]
+    assert landed == ["b.txt", "logs", "logs/own.txt"]
+
+
+def test_the_newest_is_not_overtaken_by_an_older_one_that_another_process_lands(
+    outbox: Outbox, reopened: Outbox, store: Store, tmp_path: Path
+) -> None:
+    older = outbox.keep(file_plan(tmp_path, "a.txt", "older"), store.uri)
+    outbox.keep(file_plan(tmp_path, "a.txt", "newest"), store.uri)
+    with reopened.claim(older.id):
+        assert statuses(synced(outbox)) == [("a.txt", "held")]
+    assert sorted(statuses(synced(outbox))) == [("a.txt", "landed"), ("a.txt", "superseded")]
+    assert store.files() == {"a.txt": b"newest"}
+
+
+def test_the_newest_lands_whatever_the_clock_says(
+    outbox: Outbox, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.keep(file_plan(tmp_path, "a.txt", "older"), store.uri)
+    before = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: before)
+    outbox.keep(file_plan(tmp_path, "a.txt", "newest"), store.uri)
+    synced(outbox)
+    assert store.files() == {"a.txt": b"newest"}
 
 
 def test_what_another_process_holds_is_left_to_it(

@@ -135,9 +135,12 @@ class Outbox:
         sources, packed = _sources_of(plan)
         part = self._entries / f".{entry_id}"
         try:
+            rows = self.rows()
+            # Clocks go back, and of what waits for one place the newest is what lands.
+            entry = replace(entry, created=max([entry.created, *(row.created + 1e-5 for row in rows)]))
             linkable = self._linkable(sources) if quick and self.settings.snapshot == "auto" else frozenset()
             copied = sum(size for path, _, size in sources if path not in linkable)
-            self._make_room(entry, sum(size for _, _, size in sources), copied)
+            self._make_room(entry, rows, sum(size for _, _, size in sources), copied)
             with self._lock(entry_id):
                 try:
                     os.mkdir(part, 0o700)
@@ -457,13 +460,12 @@ class Outbox:
             rewritten = self._reconciled(lambda: self._index.rewritten(list(found.values())))
         return frozenset(path for path, (place, _) in found.items() if place not in rewritten)
 
-    def _make_room(self, entry: Entry, wanted: int, copied: int) -> None:
+    def _make_room(self, entry: Entry, rows: Sequence[Row], wanted: int, copied: int) -> None:
         """Let go of what newer uploads have superseded, oldest first, until there is room; refuse when there is none.
 
         A link takes no room of the disk now, but counts for what the outbox may hold: its owner may delete the file.
         """
         most, free = self.settings.max_bytes, self.settings.keep_free
-        rows = self.rows()
         used = sum(row.bytes for row in rows)
         available = shutil.disk_usage(self._entries).free
         superseded = iter([row for row in rows if not entry.upload.adds and _same_slot(row, entry)])

@@ -3,18 +3,18 @@
 Any number of processes may do it at once: each entry is landed by whoever holds its claim. It is removed once its
 manifest is there; killed before that, the next one finds the manifest and sends nothing again. So each lands once.
 
-Order is kept where it matters: of several uploads to one place only the newest is sent, and what adds to a folder waits
-for what lies there before it.
+Order is kept where it matters: of several uploads to one place only the newest is sent, and whoever lands it holds the
+older ones too; what touches some of the same objects waits for what was there before it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from stagesink.artifacts import Receipt
 from stagesink.errors import SinkAuthError, StagesinkError, TransferError, TransientSinkError
@@ -51,6 +51,12 @@ class Outcome:
     status: Literal["landed", "superseded", "held", "failed"]
     receipts: tuple[Receipt, ...] = ()
     error: StagesinkError | None = None
+
+
+class _Held(NamedTuple):
+    row: Row
+    entry: Entry
+    older: list[Row]
 
 
 class Sync:
@@ -105,39 +111,70 @@ class Sync:
             The small and valuable first instead: there may not be time for all.
         """
         rows = _newest([row for row in self._outbox.rows() if wanted(row)])
-        if urgent:  # what adds to a folder goes after whatever may lie there, in its own order
-            rows.sort(key=lambda row: (row.adds, 0 if row.adds else row.priority, 0 if row.adds else row.bytes))
-        stuck: list[Row] = []
+        if urgent:
+            late = _later(rows)
+            rows.sort(key=lambda row: (row.id in late, *(() if row.id in late else (row.priority, row.bytes))))
+        stuck = _Places()
         for group in _groups(rows):
-            if len(group) == 1 and group[0].adds and any(_meet(group[0], row) for row in stuck):
-                continue  # it adds to what is not there yet
-            for outcome in self.land(group):
+            ready = []
+            for row in group:
+                if stuck.meet(row):
+                    stuck.add(row)  # it goes after what is not there yet
+                else:
+                    ready.append(row)
+            for outcome in self.land(ready):
                 if outcome.status in ("failed", "held"):
-                    stuck.append(outcome.row)
+                    stuck.add(outcome.row)
                 yield outcome
 
-    def land(self, rows: Iterable[Row]) -> Iterator[Outcome]:
-        """Land some entries of one sink and run that touch different objects, and yield what came of each."""
+    def land(self, rows: Sequence[Row], *, wait: bool = False) -> Iterator[Outcome]:
+        """Land some entries of one sink and run that touch different objects, and yield what came of each.
+
+        Parameters
+        ----------
+        rows : sequence of Row
+        wait : bool
+            For other processes that hold one.
+        """
         with ExitStack() as claims:
-            held: dict[str, tuple[Row, Entry]] = {}
-            for row in rows:
-                entry = claims.enter_context(self._outbox.claim(row.id))
-                if entry is not None:
-                    held[row.id] = (row, entry)
-                elif self._outbox.entry(row.id) is not None:
-                    yield Outcome(row, "held")
+            held: dict[str, _Held] = {}
+            for row, older in self._with_older(rows):
+                taken: list[tuple[Row, Entry]] = []
+                for each in (*older, row):  # the older ones too: nobody may land one of them after this
+                    entry = claims.enter_context(self._outbox.claim(each.id, timeout=-1 if wait else 0))
+                    if entry is not None:
+                        taken.append((each, entry))
+                    elif self._outbox.entry(each.id) is not None:
+                        yield Outcome(row, "held")
+                        break
+                else:
+                    if taken and taken[-1][0] is row:
+                        held[row.id] = _Held(*taken[-1], [old for old, _ in taken[:-1]])
             if held:
                 yield from self._land(list(held.values()))
 
-    def _land(self, held: list[tuple[Row, Entry]]) -> Iterator[Outcome]:
+    def _with_older(self, rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
+        """Yield each with what waits for the same place and is older: what goes when it has landed."""
+        names = self._outbox.runs.names_of(rows[0].run_id, rows[0].sink) if rows else set()
+        places: dict[str, list[Row]] = {}
+        for each in self._outbox.rows() if rows else ():
+            if each.sink == rows[0].sink and each.run_id in names:
+                places.setdefault(each.path, []).append(each)
+        for row in rows:
+            same = () if row.adds else places.get(row.path, ())
+            yield row, [old for old in same if (old.created, old.id) < (row.created, row.id)]
+
+    def _land(self, held: list[_Held]) -> Iterator[Outcome]:
         try:
-            sink = self.sink(held[0][0].sink)
+            sink = self.sink(held[0].row.sink)
             plans = {
-                row.id: replace(entry.plan(self._run_of(entry, sink)), landed=self._outbox.landed(row.id))
-                for row, entry in held
+                each.row.id: replace(
+                    each.entry.plan(self._run_of(each.entry, sink)), landed=self._outbox.landed(each.row.id)
+                )
+                for each in held
             }
         except StagesinkError as error:
-            yield from (self._failed(row, error) for row, _ in held)
+            yield from (self._failed(each.row, error) for each in held)
             return
         journal = _Journal(self._outbox, plans)
         transfer = Transfer(sink, self._options, progress=self._progress, on_landed=journal.note)
@@ -145,13 +182,14 @@ class Sync:
         failure: TransferError | None = None
         try:
             if len(held) == 1:
-                receipts = transfer.run(plans[held[0][0].id])
+                receipts = transfer.run(plans[held[0].row.id])
             else:
                 receipts = transfer.run_all(list(plans.values()), f"{len(held)} kept uploads")
         except TransferError as error:
             receipts, failure = error.receipts, error
             journal.write()
-        for row, _ in held:
+        for each in held:
+            row = each.row
             plan = plans[row.id]
             keys = {plan.manifest_key.path, plan.path, *(item.key.path for item in plan.objects)}
             own = tuple(receipt for receipt in receipts if receipt.key.path in keys)
@@ -164,19 +202,10 @@ class Sync:
                 yield self._failed(row, its_own)
                 continue
             yield Outcome(row, "landed", own)
-            yield from self.supersede(row)
+            for old in each.older:
+                self._outbox.remove(old.id)
+                yield Outcome(old, "superseded")
             self._outbox.remove(row.id)
-
-    def supersede(self, row: Row) -> Iterator[Outcome]:
-        """Remove what waits for the same place and is older than an entry that landed."""
-        if row.adds:
-            return
-        for old in self._outbox.waiting_for(row.sink, row.run_id, row.path):
-            if old.path == row.path and (old.created, old.id) < (row.created, row.id):
-                with self._outbox.claim(old.id) as entry:
-                    if entry is not None:
-                        self._outbox.remove(old.id)
-                        yield Outcome(old, "superseded")
 
     def sink(self, uri: str) -> ArtifactSink:
         """Return the sink of a URI, opened once. One that could not be opened, or is gone, raises again what it did."""
@@ -265,5 +294,32 @@ def _groups(rows: list[Row]) -> Iterator[list[Row]]:
         yield group
 
 
-def _meet(row: Row, other: Row) -> bool:
-    return (row.sink, row.run_id) == (other.sink, other.run_id) and overlap(row.path, other.path)
+class _Places:
+    """Places of uploads, quick to ask whether another one touches the same objects."""
+
+    def __init__(self) -> None:
+        self._places: set[tuple[str, str, str]] = set()
+        self._folders: set[tuple[str, str, str]] = set()
+
+    def add(self, row: Row) -> None:
+        self._places.add((row.sink, row.run_id, row.path))
+        self._folders.update(_above(row))
+
+    def meet(self, row: Row) -> bool:
+        return (row.sink, row.run_id, row.path) in self._folders or not self._places.isdisjoint(_above(row))
+
+
+def _above(row: Row) -> list[tuple[str, str, str]]:
+    """Return the place of an upload, and those that it lies in."""
+    parts = row.path.split("/")
+    return [(row.sink, row.run_id, "/".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
+
+
+def _later(rows: list[Row]) -> set[str]:
+    """Name what goes after others, whatever the hurry: it touches the same objects, or adds to what may be there."""
+    places, found = _Places(), set()
+    for row in rows:
+        if row.adds or places.meet(row):
+            found.add(row.id)
+        places.add(row)
+    return found
