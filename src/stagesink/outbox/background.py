@@ -391,11 +391,11 @@ _hurry_until: float | None = None
 
 def background_uploader(outbox: Outbox) -> BackgroundUploader:
     """Return this process's uploader for an outbox. At the end of the process it is waited for."""
-    global _waited_for
+    global _waited_for, _ended
     with _lock:
         if not _waited_for:
             _waited_for = True
-            before_threads_end(_finish_all)
+            _ended = not before_threads_end(_finish_all)
         if outbox.path not in _uploaders:
             _uploaders[outbox.path] = BackgroundUploader(outbox)
         return _uploaders[outbox.path]
@@ -447,14 +447,17 @@ def give_up() -> None:
     _hurry_until = 0.0
 
 
-def before_threads_end(call: Callable[[], None]) -> None:
+def before_threads_end(call: Callable[[], None]) -> bool:
     """Call this when the process ends in order, before the executors of the standard library shut down: sinks use them.
 
-    ``atexit`` would be too late for that.
+    ``atexit`` would be too late for that. False: the process ends already.
     """
     register: Callable[[Callable[[], None]], None] = threading._register_atexit  # type: ignore[attr-defined]
-    with suppress(RuntimeError):  # it ends already
+    try:
         register(call)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _until() -> float:
