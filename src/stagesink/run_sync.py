@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from stagesink.errors import RunNotFound, StagesinkError
+from stagesink.errors import OutboxError, RunNotFound, StagesinkError
 from stagesink.outbox.entry import Entry
 from stagesink.outbox.index import Row
 from stagesink.outbox.local_runs import Event, LocalRun
@@ -108,6 +109,8 @@ class RunSync:
         sync: Sync,
         wanted: Callable[[Row], bool] = lambda row: True,
         wanted_run: Callable[[str, str], bool] = lambda sink, run_id: True,
+        *,
+        urgent: bool = False,
     ) -> Iterator[Outcome | RunOutcome]:
         """Make the runs that wait, land what waits, and end the runs that have all that waited for them.
 
@@ -119,14 +122,19 @@ class RunSync:
             Which entries; all by default.
         wanted_run : callable
             Which runs, by sink and local id; all by default.
+        urgent : bool
+            The small and valuable uploads first, and runs without any last: there may not be time for all.
         """
         waiting = [(run, uri) for run, uri in self._outbox.runs.waiting() if wanted_run(uri, run.run_id)]
+        if urgent:
+            yield from sync.run(wanted, urgent=True)
         for run, uri in waiting:
             try:
                 self.bring(run.run_id, sync.sink(uri))
             except StagesinkError as error:
                 self._failed[run.run_id, uri] = error
-        yield from sync.run(wanted)
+        if not urgent:
+            yield from sync.run(wanted)
         for run_id, uri in dict.fromkeys([*((run.run_id, uri) for run, uri in waiting), *self._here]):
             yield self._finished(run_id, uri)
 
@@ -232,7 +240,7 @@ class RunSync:
         run = self._outbox.runs.get(run_id)
         there = self._here.get((run_id, uri))
         if error is not None or run is None or there is None:
-            return RunOutcome(run_id, uri, "failed", there, error)
+            return self._gave_up(run, RunOutcome(run_id, uri, "failed", there, error))
         try:
             end = run.end()
             waits = any((row.sink, row.run_id) == (uri, run_id) for row in self._outbox.rows())
@@ -241,9 +249,17 @@ class RunSync:
                 with run.turn():
                     self._servers[uri].end(there, str(event["status"]), int(event["time"]))
                     run.note(uri, ended=place)
+            if run.told(uri).error is not None:
+                run.note(uri, error=None)
         except StagesinkError as failure:
-            return RunOutcome(run_id, uri, "failed", there, failure)
+            return self._gave_up(run, RunOutcome(run_id, uri, "failed", there, failure))
         return RunOutcome(run_id, uri, "told", there)
+
+    def _gave_up(self, run: LocalRun | None, outcome: RunOutcome) -> RunOutcome:
+        if run is not None and outcome.error is not None:
+            with suppress(OutboxError):  # it is what is told just now, too
+                run.note(outcome.sink, error=outcome.error.message)
+        return outcome
 
 
 def _batches(run: LocalRun, start: int, sending: int) -> Iterator[_Batch]:

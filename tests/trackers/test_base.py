@@ -183,10 +183,16 @@ def test_a_run_that_has_ended_still_takes_artifacts(server: MlflowServer, client
 # -- a tracker kills no training ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["new", "unknown"])
+@pytest.mark.parametrize(("run_id", "outbox"), [(None, "false"), ("0" * 32, "true")], ids=["new", "unknown"])
 def test_a_run_that_cannot_be_opened_is_one_line_and_the_training_goes_on(
-    server: MlflowServer, out: Path, caplog: pytest.LogCaptureFixture, run_id: str | None
+    server: MlflowServer,
+    out: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    run_id: str | None,
+    outbox: str,
 ) -> None:
+    monkeypatch.setenv("STAGESINK_OUTBOX_ENABLED", outbox)  # with it, a run that no server can start begins there
     sink = server.sink_uri if run_id else NOWHERE
     with MLflowTrainingTracker(run_id, sink=sink) as tracker:
         assert tracker.log_params({"a": 1}) is False
@@ -212,8 +218,13 @@ def test_whoever_wants_the_error_gets_it(server: MlflowServer) -> None:
 
 
 def test_a_server_that_goes_away_meanwhile_costs_no_more_than_what_is_logged(
-    server: MlflowServer, client: Any, out: Path, caplog: pytest.LogCaptureFixture
+    server: MlflowServer,
+    client: Any,
+    out: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("STAGESINK_OUTBOX_ENABLED", "false")  # with it, not even that
     with FaultProxy(server.port) as proxy:
         with MLflowTrainingTracker(sink=f"mlflow+http://127.0.0.1:{proxy.port}") as tracker:
             assert tracker.log_metrics({"before": 1}) is True

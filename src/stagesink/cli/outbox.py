@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stagesink.outbox.index import Row
     from stagesink.outbox.store import Outbox
     from stagesink.outbox.sync import Outcome
+    from stagesink.run_sync import RunOutcome, RunSync
 
 SYNC_EPILOG = examples("stagesink sync", "stagesink sync -r run1 --sink s3://bucket/runs", "stagesink sync --watch")
 STATUS_EPILOG = examples("stagesink status", "stagesink status --json | jq '.waiting'")
@@ -52,6 +53,7 @@ _LOOK_EVERY = 1.0  # seconds between two looks of `sync --watch`
 _ITS_OWNERS_SECONDS = 5.0  # how long an upload is left to the process that handed it over
 _FIRST_WAIT = 5.0  # seconds until what failed is tried again, doubled each time
 _LONGEST_WAIT = 300.0
+_RUNS_EVERY = 30.0  # seconds until a run that failed is tried again
 
 outbox = typer.Typer(help="What waits on this disk.", no_args_is_help=True)
 
@@ -80,31 +82,47 @@ def sync(
     if watch:
         if as_json:
             raise typer.BadParameter("--watch never ends by itself, so it has no JSON document to print.")
-        _watch(Opened(outbox, config_dir, workers=workers, make=True), _wanted(sink, run_id), out, wait=wait)
+        _watch(Opened(outbox, config_dir, workers=workers, make=True), *_wanted(sink, run_id), out, wait=wait)
         return
     if opened.outbox is None:
-        out.show({"outbox": str(opened.path), "outcomes": [], "waiting": 0}, "Nothing waits.")
+        out.show(
+            {"outbox": str(opened.path), "outcomes": [], "runs": [], "waiting": 0, "waiting_runs": 0}, "Nothing waits."
+        )
         return
-    wanted = _wanted(sink, run_id)
+    from stagesink.run_sync import RunOutcome
+
+    wanted, wanted_run = _wanted(sink, run_id)
     outcomes: list[Outcome] = []
-    with opened.outbox.one_sync(wait=wait, notice=out.note), opened.sync(quiet=quiet) as run:
-        for outcome in run.run(wanted):
-            outcomes.append(outcome)
+    told: list[RunOutcome] = []
+    runs = opened.runs()
+    with opened.outbox.one_sync(wait=wait, notice=out.note), opened.sync(runs, quiet=quiet) as run:
+        for outcome in runs.everything(run, wanted, wanted_run):
+            if isinstance(outcome, RunOutcome):
+                told.append(outcome)
+            else:
+                outcomes.append(outcome)
             if out.verbose or outcome.error is not None:
-                out.note(_sentence(outcome))
+                out.note(sentence(outcome))
     waiting = [row for row in opened.outbox.rows() if wanted(row)]
+    waiting_runs = [each.run_id for each, uri in opened.outbox.runs.waiting() if wanted_run(uri, each.run_id)]
     document = {
         "outbox": str(opened.path),
         "outcomes": [_outcome(each) for each in outcomes],
+        "runs": [_run_outcome(each) for each in told],
         "waiting": len(waiting),
+        "waiting_runs": len(waiting_runs),
     }
     landed = [each for each in outcomes if each.status == "landed"]
     size = sum(each.row.bytes for each in landed)
-    lines = [f"Landed: {count(len(landed), 'upload')}, {human_size(size)}"] if landed or not waiting else []
-    if waiting:
-        lines.append(f"Still waiting: {count(len(waiting), 'upload')}. `stagesink status` says why.")
+    all_there = not (waiting or waiting_runs)
+    lines = [f"Landed: {count(len(landed), 'upload')}, {human_size(size)}"] if landed or all_there else []
+    lines += [f"Run {each.run_id} is run {each.server_run_id} of {each.sink}" for each in told if _has_new_name(each)]
+    if not all_there:
+        left = [count(len(waiting), "upload")] if waiting else []
+        left += [count(len(waiting_runs), "run")] if waiting_runs else []
+        lines.append(f"Still waiting: {', '.join(left)}. `stagesink status` says why.")
     out.show(document, *lines)
-    if waiting:
+    if not all_there:
         raise typer.Exit(KEPT)
 
 
@@ -122,6 +140,9 @@ def status(
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.sink, row.run_id), []).append(row)
+    runs = {} if opened.outbox is None else {(uri, run.run_id): run for run, uri in opened.outbox.runs.waiting()}
+    for place in runs:
+        groups.setdefault(place, [])
     document = {
         "outbox": str(opened.path),
         "waiting": len(rows),
@@ -132,14 +153,15 @@ def status(
                 "run_id": run_id,
                 "uploads": len(group),
                 "size": sum(row.bytes for row in group),
-                "since": _iso(min(row.created for row in group)),
-                "attempts": max(row.attempts for row in group),
-                "why": _why(group),
+                "since": _iso(min([row.created for row in group] or [runs[sink, run_id].start.time / 1000])),
+                "attempts": max((row.attempts for row in group), default=0),
+                "run_waits": (sink, run_id) in runs,
+                "why": _why(group) or (runs[sink, run_id].told(sink).error if (sink, run_id) in runs else None),
             }
             for (sink, run_id), group in groups.items()
         ],
     }
-    if not rows:
+    if not groups:
         out.show(document, f"Nothing waits in {opened.path}.")
         return
     shown = [
@@ -252,7 +274,13 @@ class Opened:
         self.path = Path(settings.path).absolute()
         self.outbox: Outbox | None = open_outbox(settings) if make or self.path.is_dir() else None
 
-    def sync(self, *, quiet: bool) -> Any:
+    def runs(self) -> RunSync:
+        from stagesink.run_sync import RunSync
+
+        assert self.outbox is not None
+        return RunSync(self.outbox)
+
+    def sync(self, runs: RunSync, *, quiet: bool) -> Any:
         from stagesink.keeping import open_sink_again
         from stagesink.outbox.sync import Sync
         from stagesink.transfer import progress_callback
@@ -264,20 +292,40 @@ class Opened:
             lambda uri: open_sink_again(self.config, uri),
             settings.transfer_options,
             progress=progress_callback("none" if quiet else settings.progress),
+            run_of=runs.run_of,
         )
 
 
-def _watch(opened: Opened, wanted: Callable[[Row], bool], out: Output, *, wait: bool) -> None:
+def _watch(
+    opened: Opened,
+    wanted: Callable[[Row], bool],
+    wanted_run: Callable[[str, str], bool],
+    out: Output,
+    *,
+    wait: bool,
+) -> None:
     """Upload what comes. A signal ends it at any moment: each upload waits until it has landed."""
+    from stagesink.run_sync import RunOutcome
+
     assert opened.outbox is not None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    not_before: dict[tuple[str, str], float] = {}
+
+    def is_due(sink: str, run_id: str) -> bool:
+        return wanted_run(sink, run_id) and time.monotonic() >= not_before.get((sink, run_id), 0.0)
+
     try:
         with opened.outbox.one_sync(wait=wait, notice=out.note):
             out.note(f"Watching {opened.path}. Ctrl-C stops it.")
             while True:
-                with opened.sync(quiet=out.quiet) as run:
-                    for outcome in run.run(lambda row: wanted(row) and _is_due(row)):
-                        out.note(_sentence(outcome))
+                runs = opened.runs()
+                with opened.sync(runs, quiet=out.quiet) as run:
+                    for outcome in runs.everything(run, lambda row: wanted(row) and _is_due(row), is_due):
+                        if isinstance(outcome, RunOutcome):
+                            if outcome.error is None and not out.verbose:
+                                continue
+                            not_before[outcome.sink, outcome.run_id] = time.monotonic() + _RUNS_EVERY
+                        out.note(sentence(outcome))
                 time.sleep(_LOOK_EVERY)
     except KeyboardInterrupt:
         out.note("Stopped. What has not landed waits on.")
@@ -290,12 +338,17 @@ def _is_due(row: Row) -> bool:
     return time.time() - row.last_attempt >= min(_FIRST_WAIT * 2.0 ** min(row.attempts - 1, 10), _LONGEST_WAIT)
 
 
-def _wanted(sink: str | None, run_id: str | None) -> Callable[[Row], bool]:
+def _wanted(sink: str | None, run_id: str | None) -> tuple[Callable[[Row], bool], Callable[[str, str], bool]]:
+    """Return what tells whether an upload is meant, and whether a run is."""
     from stagesink.redaction import bare_uri
     from stagesink.sinks import open_sink
 
     uri = None if sink is None else bare_uri(open_sink(sink).uri)
-    return lambda row: uri in (None, row.sink) and run_id in (None, row.run_id)
+
+    def wanted_run(of_sink: str, of_run: str) -> bool:
+        return uri in (None, of_sink) and run_id in (None, of_run)
+
+    return lambda row: wanted_run(row.sink, row.run_id), wanted_run
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -322,7 +375,28 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {**_row(outcome.row), "status": outcome.status, "error": error}
 
 
-def _sentence(outcome: Outcome) -> str:
+def _run_outcome(outcome: RunOutcome) -> dict[str, Any]:
+    from stagesink.cli.errors import describe
+
+    return {
+        "run_id": outcome.run_id,
+        "sink": outcome.sink,
+        "server_run_id": outcome.server_run_id,
+        "status": outcome.status,
+        "error": None if outcome.error is None else describe(outcome.error),
+    }
+
+
+def _has_new_name(outcome: RunOutcome) -> bool:
+    return outcome.server_run_id not in (None, outcome.run_id)
+
+
+def sentence(outcome: Outcome | RunOutcome) -> str:
+    """Say what came of one upload, or of telling a server about a run."""
+    from stagesink.run_sync import RunOutcome
+
+    if isinstance(outcome, RunOutcome):
+        return f"Run {outcome.run_id}: {outcome.error or f'{outcome.sink} knows everything'}"
     what = f"{outcome.row.path} of run {outcome.row.run_id}"
     if outcome.error is not None:
         return f"{what}: {outcome.error}"

@@ -15,7 +15,7 @@ import typer
 
 from stagesink.cli import options
 from stagesink.cli.options import examples
-from stagesink.cli.outbox import Opened, OutboxPath
+from stagesink.cli.outbox import Opened, OutboxPath, sentence
 from stagesink.cli.output import Output, count, print_error
 from stagesink.errors import StagesinkError
 
@@ -137,9 +137,10 @@ def _upload_rest(opened: Opened, child: _Child, until: float, out: Output) -> No
 def _upload(opened: Opened, out: Output) -> None:
     assert opened.outbox is not None
     try:
-        with opened.outbox.one_sync(wait=True, notice=out.note), opened.sync(quiet=True) as sync:
-            for outcome in sync.run(urgent=True):
+        runs = opened.runs()
+        with opened.outbox.one_sync(wait=True, notice=out.note), opened.sync(runs, quiet=True) as sync:
+            for outcome in runs.everything(sync, urgent=True):
                 if outcome.error is not None:
-                    out.note(f"{outcome.row.path} of run {outcome.row.run_id}: {outcome.error}")
+                    out.note(sentence(outcome))
     except StagesinkError as error:
         out.note(str(error))

@@ -80,6 +80,8 @@ class Told:
         Bytes of the journal that it may have.
     ended : int
         Bytes of the journal up to the end that was set there.
+    error : str or None
+        Why it could not be told the last time.
     """
 
     experiment: str | None = None
@@ -87,6 +89,7 @@ class Told:
     sent: int = 0
     sending: int = 0
     ended: int = 0
+    error: str | None = None
 
 
 _FACTS = {each.name for each in fields(Told)}
@@ -144,7 +147,7 @@ class LocalRun:
         """Return what one server knows."""
         return self.servers().get(bare_uri(sink_uri), Told())
 
-    def note(self, sink_uri: str, **facts: str | int) -> None:
+    def note(self, sink_uri: str, **facts: str | int | None) -> None:
         """Remember what a server knows now: some of the fields of :class:`Told`."""
         _append(self._sent, {"server": bare_uri(sink_uri), **facts}, make=True)
 
