@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from azureml_lines import Job
 from azureml_servers import Caller, get_blob, put_blob
+from outside import python
 
 pytest.importorskip("urllib3", reason="comes with the extra azureml")
 
@@ -18,7 +19,11 @@ from stagesink.sinks.azureml import AzureMLSink
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.sinks.registry import open_sink
 from stagesink.testing import GeneratedSource
+from stagesink.transfer import Plan, Transfer, TransferOptions
+from stagesink.transfer.notes import ALONE, Note, place_of
+from stagesink.transfer.plan import PlannedObject
 
+X = MemorySource(b"x")
 MD5_OF_X = "9dd4e461268c8034f5c8564e155c67a6"
 
 
@@ -138,6 +143,17 @@ def test_a_path_with_no_blob_can_be_removed(job: Job) -> None:
     job.sink.delete(job.key())
     job.sink.put(job.key(), MemorySource(b"x"))
     assert job.service.calls == ["delete", "register"]
+
+
+def test_a_writers_note_that_got_no_blob_is_removed_once_its_writer_is_dead(job: Job, caller: Caller) -> None:
+    dead = python("from stagesink.transfer.alive import me; print(me())").stdout.strip()
+    note = Note("turn", place_of(["f"]), ALONE, (dead, "token", "1"))
+    job.service.register(job.run_id, note.path)
+    Transfer(job.sink, TransferOptions(workers=1)).run(
+        Plan(job.run_id, "f", "file", (PlannedObject(job.key("f"), X, 1),))
+    )
+    assert [artifact["path"] for artifact in caller.listed()] == ["f", "f.manifest.json"]
+    assert [stored.key.path for stored in job.sink.list(job.run_id)] == ["f", "f.manifest.json"]
 
 
 def test_a_put_that_fails_burns_no_path(job: Job) -> None:

@@ -91,10 +91,14 @@ class BatchingSink(ArtifactSink, Protocol):
 
 @runtime_checkable
 class NotingSink(ArtifactSink, Protocol):
-    """A sink that puts quicker what need not outlive a power cut. A capability, not part of the contract."""
+    """A sink with a better way for the notes that writers leave each other. A capability, not part of the contract."""
 
     def notes(self) -> ArtifactSink:
-        """Return a view of this sink that does not wait for the disk."""
+        """Return a view of this sink.
+
+        What is put through it need not outlive a power cut. It lists as one byte what a killed writer has begun and
+        nobody can read, where that would stay in others' way.
+        """
         ...
 
 

@@ -180,7 +180,7 @@ class RankRun(Run):
         sizes = {note.rest[0]: note.size for note in seen if note.kind == "part" and note.group == self.group}
         for rank in range(self.share.world_size):
             size = sizes.get(_name(rank))
-            if size == len(_WRITING) or (size is None and _BASE not in sizes):
+            if size == len(_WRITING) or (size is None and sizes.get(_BASE, 0) <= len(_WRITING)):
                 return False
         return True
 
