@@ -13,6 +13,7 @@ from pathlib import Path
 
 from outside import said
 
+from stagesink.errors import OutboxError
 from stagesink.outbox.entry import Entry
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
@@ -107,8 +108,9 @@ def kept(base: Path) -> dict[str, bytes]:
     """Return what waits, by its place in the run, read as plain files."""
     found = {}
     for folder in (base / "outbox" / "entries").glob("[!.]*"):
-        entry = Entry.read(folder)
-        found.update({file.path: Path(entry.place(file)).read_bytes() for file in entry.files})
+        with suppress(FileNotFoundError, OutboxError):  # it lands just now
+            entry = Entry.read(folder)
+            found.update({file.path: Path(entry.place(file)).read_bytes() for file in entry.files})
     return found
 
 

@@ -229,9 +229,11 @@ class _Drain:
     def _make_handler(self, previous: Handler | int) -> Handler:
         from stagesink.outbox.background import give_up
 
+        served: _Notice | None = None
+
         def handle(signum: int, frame: FrameType | None) -> None:
-            is_ours = os.getpid() == self._pid
-            notice = self._note() if is_ours else None
+            nonlocal served
+            notice = self._note() if os.getpid() == self._pid else None
             if notice is not None:
                 now = time.monotonic()
                 if notice.handled_at is None:
@@ -239,6 +241,9 @@ class _Drain:
                 elif now - notice.handled_at > _SAME_NOTICE:
                     notice.given_up = True
                     give_up()
+                elif served is notice and previous is signal.default_int_handler:
+                    return  # another KeyboardInterrupt would only cut off what the first one has begun
+                served = notice
             if callable(previous):
                 if notice is not None:
                     self._tell(signum)

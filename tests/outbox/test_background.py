@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from outbox_store import Store
-from outside import said
 from trainers import bytes_of, ended, heard, kept, landed, synced, trainer
 
 import stagesink
