@@ -8,7 +8,7 @@ DEV = $(if $(PYTHON),$(PYTHON),$(error No Python 3.10 or newer on PATH; name one
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help test long demo bench tox lint format constraints clean
+.PHONY: help test long soak demo bench tox lint format constraints clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,6 +18,9 @@ test: ## Lint, types, layers, and each kind of suite on the oldest or the newest
 
 long: ## The tests that take minutes: many files, more shapes of MLflow runs
 	@$(DEV) long $(ARGS)
+
+soak: ## Half an hour of a training that checkpoints and rotates while its store comes and goes
+	@$(DEV) run bench python tests/torture/soak.py $(ARGS)
 
 demo: ## Run the real pipeline: every artifact lands, is verified, listed and restored
 	@$(DEV) run demo stagesink demo $(ARGS)

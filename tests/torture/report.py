@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torture.harness import Row
 
-_BEGIN, _END = "<!-- kills -->", "<!-- /kills -->"
 _HEAD = "| store | phase | kills | by the clock | calls that matter | of those hit | lost | half visible | duplicated |"
 
 
@@ -27,10 +26,11 @@ def _line(store: str, phase: str, *rows: Row) -> str:
     return f"| {' | '.join([store, phase, *figures])} |"
 
 
-def write_between_marks(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page."""
-    before, _, rest = page.read_text().partition(_BEGIN)
-    _, found, after = rest.partition(_END)
+def write_between_marks(page: Path, text: str, mark: str = "kills") -> None:
+    """Replace what stands between the marks ``<!-- kills -->`` and ``<!-- /kills -->`` of a page."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, _, rest = page.read_text().partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit(f"{page} has no line {_BEGIN} with a line {_END} after it.")
-    page.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+        raise SystemExit(f"{page} has no line {begin} with a line {end} after it.")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")

@@ -102,10 +102,10 @@ class Index:
 
     # -- entries -----------------------------------------------------------------------------------------------------
 
-    def add(self, entries: Iterable[Entry]) -> None:
-        """Take entries in; those that are known stay as they are."""
+    def add(self, entries: Iterable[Entry], *, quick: bool = False) -> None:
+        """Take entries in; those that are known stay as they are. A quick one does not wait for the disk."""
         rows = [astuple(Row.of(entry)) for entry in entries]
-        with self._transaction() as connection:
+        with self._transaction(quick=quick) as connection:
             connection.executemany(
                 f"INSERT OR IGNORE INTO entry ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})", rows
             )
@@ -167,7 +167,7 @@ class Index:
             before = known.get(path)
             again = before is not None and before[0] == fingerprint.inode and before[1:3] != tuple(fingerprint[1:])
             now[path] = again or (before is not None and bool(before[3]))
-        with self._transaction() as connection:
+        with self._transaction(quick=True) as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO source (path, inode, size, mtime_ns, rewritten) VALUES (?, ?, ?, ?, ?)",
                 [(path, *fingerprint, int(now[path])) for path, fingerprint in found],
@@ -181,8 +181,10 @@ class Index:
             return connection.execute(statement, values).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, quick: bool = False) -> Iterator[sqlite3.Connection]:
+        """Change the file, as one; a quick change is not lost by a kill, but may be by a power cut."""
         with self._using() as connection:
+            connection.execute(f"PRAGMA synchronous = {'NORMAL' if quick else 'FULL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection

@@ -163,7 +163,7 @@ class Outbox:
         except OSError as error:
             self._refuse(error)
         with self._forgiving():
-            self._reconciled(lambda: self._index.add([entry]))
+            self._reconciled(lambda: self._index.add([entry], quick=quick))
         if why is not None:
             self.note_failed(entry.id, why)
         return entry
