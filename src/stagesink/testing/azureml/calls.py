@@ -24,6 +24,7 @@ _WORKSPACE = re.compile(
     re.IGNORECASE,
 )
 _RUN = re.compile(r"experiment(?P<ids>ids|s)/(?P<experiment>[^/]+)/runs/(?P<run>[^/]+)/(?P<rest>.+)")
+_WHOLE_RUN = re.compile(r"experiments/(?P<experiment>[^/]+)/runs/(?P<run>[^/]+)")
 _TRACKING = re.compile(r"api/[23]\.0/mlflow/(.+)")
 
 _OF_RUN = {
@@ -51,6 +52,7 @@ CALLS = (
     "adopt",
     "datastore",
     "datastores",
+    "make",
     "tracking",
 )
 """Names of the calls: what :class:`Faults` are ordered for, and what ``service.calls`` counts."""
@@ -131,6 +133,8 @@ class Calls:
             return self.datastores.get(arguments[0])
         if name == "adopt":
             return self.artifacts.adopt(request)
+        if name == "make":
+            return self.tracking.make_run(*arguments, request)
         container = self._container(*arguments)
         if name == "token":
             return self._token()
@@ -161,6 +165,9 @@ def _named(service: str, method: str, rest: str) -> tuple[str, tuple[str, ...]]:
         if tracking:
             return "tracking", (tracking[1],)
     elif service == "history":
+        whole = _WHOLE_RUN.fullmatch(rest)
+        if whole and method == "PATCH":
+            return "make", (unquote(whole["experiment"]), unquote(whole["run"]))
         run = _RUN.fullmatch(rest)
         if run and (method, run["rest"]) in _OF_RUN:
             return _OF_RUN[method, run["rest"]], (run["ids"], unquote(run["experiment"]), unquote(run["run"]))

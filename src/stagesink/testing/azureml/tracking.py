@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from stagesink.testing.azureml.messages import Request, Response, answer
@@ -62,6 +63,21 @@ class Tracking:
         if name not in calls:
             raise TrackingError(404, "ENDPOINT_NOT_FOUND", f"This service does not know {name}.")
         return answer(calls[name](dict(request.query) if request.method == "GET" else request.json()))
+
+    def make_run(self, experiment: str, run_id: str, request: Request) -> Response:
+        """Make the run that is not there, under the id that the client gives it; change the one that is."""
+        given = request.json()
+        run = self.state.runs.get(run_id)
+        if run is None:
+            run = self.state.new_run(self._experiment(experiment), run_id)
+        elif run.experiment.name != experiment:
+            raise TrackingError(400, "UserError", f"Run {run_id} is one of another experiment.")
+        run.tags.update(given.get("tags") or {})
+        run.name = given.get("displayName") or run.name
+        run.status = str(given.get("status") or run.status).upper()
+        if given.get("startTimeUtc"):
+            run.started = round(datetime.fromisoformat(given["startTimeUtc"]).timestamp() * 1000)
+        return answer({"runId": run.id, "parentRunId": given.get("parentRunId"), "status": run.status})
 
     # -- experiments ---------------------------------------------------------------------------------------------------
 
