@@ -100,11 +100,11 @@ class Transfer:
         failures: dict[str, StagesinkError] = {}
 
         def land(run: Run) -> None:
-            path = run.plan.path
+            place = run.plan.place  # now: one that adds to a tree may find another path
             try:
-                receipts[path] = run.run()
+                receipts[place] = run.run()
             except TransferError as error:
-                receipts[path] = error.receipts
+                receipts[place] = error.receipts
                 failures.update(error.failures)
 
         with self._effort(plans, label) as effort:
@@ -133,9 +133,9 @@ class Transfer:
             finally:
                 turn.end()
             for plan in plans:
-                if plan.path not in receipts or (plan.path not in failures and not lost.isdisjoint(_keys_of(plan))):
+                if plan.place not in receipts or (plan.path not in failures and not lost.isdisjoint(_keys_of(plan))):
                     land(_run_of(effort, plan))
-        everything = tuple(receipt for plan in plans for receipt in receipts[plan.path])
+        everything = tuple(receipt for plan in plans for receipt in receipts[plan.place])
         if failures:
             raise TransferError(everything, dict(sorted(failures.items())))
         return everything
