@@ -185,7 +185,7 @@ class RunSync:
         named = {name: value for name, value in run.start.tags.items() if name.endswith("_run_id")}
         there: dict[str, str] = {}
         for local_id in {*named.values(), *([run.start.parent_run_id] if run.start.parent_run_id else [])}:
-            other = self._outbox.runs.get(local_id) if _can_be_id(local_id) else None
+            other = self._outbox.runs.get(local_id)
             if other is not None and not other.start.joined and other.start.time <= run.start.time and other != run:
                 there[local_id] = self.bring(local_id, sink)
         tags = {name: there.get(value, value) if name in named else value for name, value in run.start.tags.items()}
@@ -294,7 +294,3 @@ def _log_one_by_one(run_id: str, logged: Logged, server: RunServer, error: LogRe
         names = list(dict.fromkeys(refused))
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         _log.warning("Run %s: the server does not take %s, which is left out there: %s", run_id, shown, error)
-
-
-def _can_be_id(value: str) -> bool:
-    return bool(value) and len(value) < 200 and "/" not in value and "\0" not in value

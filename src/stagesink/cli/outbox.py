@@ -253,10 +253,12 @@ def gc(
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Remove what killed processes left half-made. What waits is not touched."""
+    """Remove what killed processes left half-made, and runs that servers have known for a month. What waits stays."""
     out = Output(as_json, quiet, verbose)
     opened = Opened(outbox, config_dir)
-    freed = 0 if opened.outbox is None else opened.outbox.gc()
+    freed = 0
+    if opened.outbox is not None:
+        freed = opened.outbox.gc() + opened.outbox.runs.gc({row.run_id for row in opened.outbox.rows()})
     out.show({"outbox": str(opened.path), "freed": freed}, f"Freed: {human_size(freed)}")
 
 

@@ -9,10 +9,12 @@ was sent. So after a kill at any moment it is known what the server has for cert
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any, BinaryIO, NoReturn
 from filelock import FileLock, Timeout
 
 from stagesink.artifacts import ArtifactKey
-from stagesink.errors import OutboxError, OutboxFull, StagesinkError
+from stagesink.errors import InvalidKey, OutboxError, OutboxFull, StagesinkError
 from stagesink.outbox.snapshot import FULL, settle
 from stagesink.redaction import bare_uri
 
@@ -32,6 +34,8 @@ RUNS = "runs"
 """Folder of an outbox that holds its runs."""
 
 _LOCK_SECONDS = 600.0
+_LONGEST_ID = 240  # bytes: its files have longer names
+_FORGOTTEN_AFTER = 30 * 86400.0
 _CHUNK = 1 << 16
 
 Event = dict[str, Any]
@@ -203,6 +207,8 @@ class LocalRuns:
             The outbox cannot be written.
         """
         ArtifactKey(start.run_id, "any")  # refuses what can be no name of a file
+        if not _can_be_kept(start.run_id):
+            raise InvalidKey(f"Run id {start.run_id[:77]!r}... is too long.", hint="Use a shorter one.")
         path = self._path(start.run_id)
         begin = {
             "event": "start",
@@ -228,6 +234,8 @@ class LocalRuns:
 
     def get(self, run_id: str) -> LocalRun | None:
         """Return a run; None when it is none of this outbox's."""
+        if not _can_be_kept(run_id):
+            return None
         path = self._path(run_id)
         start = next((event for _, event in _read(path, 0)), None)
         if start is None:
@@ -273,6 +281,36 @@ class LocalRuns:
             found += [(run, uri) for uri in servers if run.waits_for(uri)]
         return found
 
+    def gc(self, used: Container[str], *, older_than: float = _FORGOTTEN_AFTER) -> int:
+        """Forget the runs of which servers know everything, once nobody is likely to name them by their local ids.
+
+        Parameters
+        ----------
+        used : container of str
+            Ids of runs that uploads wait for.
+        older_than : float
+            Seconds since the last thing that happened to a run.
+
+        Returns
+        -------
+        int
+            Bytes that were freed.
+        """
+        waiting = {run.run_id for run, _ in self.waiting()}
+        freed = 0
+        for run in self.all():
+            if run.run_id in waiting or run.run_id in used:
+                continue
+            with run.turn():
+                files = [file for file in self.folder.glob(f"{glob.escape(run.run_id)}.*") if file.stem == run.run_id]
+                changed = max(file.stat().st_mtime for file in files)
+                if time.time() - changed < older_than:
+                    continue
+                freed += sum(file.stat().st_size for file in files)
+                for file in sorted(files):  # the journal before what was sent of it: else it would be sent again
+                    file.unlink()
+        return freed
+
     def on_server(self, run_id: str, sink_uri: str) -> str | None:
         """Return a run's id on a sink's server: its own when it was not made here, None before it is made there."""
         run = self.get(run_id)
@@ -294,6 +332,14 @@ class LocalRuns:
             return []
         except OSError as error:
             _refuse(self.folder, error)
+
+
+def _can_be_kept(run_id: str) -> bool:
+    try:
+        ArtifactKey(run_id, "any")
+    except InvalidKey:
+        return False
+    return len(run_id.encode()) <= _LONGEST_ID
 
 
 def _append(path: Path, line: Mapping[str, Any], *, make: bool, first: bool = False) -> None:

@@ -134,7 +134,7 @@ class Calls:
         if name == "adopt":
             return self.artifacts.adopt(request)
         if name == "make":
-            return self.tracking.make_run(*arguments, request)
+            return self.tracking.make_run(arguments[0], arguments[1], request)
         container = self._container(*arguments)
         if name == "token":
             return self._token()

@@ -66,7 +66,7 @@ class Tracking:
 
     def make_run(self, experiment: str, run_id: str, request: Request) -> Response:
         """Make the run that is not there, under the id that the client gives it; change the one that is."""
-        given = request.json()
+        given: dict[str, Any] = request.json()
         run = self.state.runs.get(run_id)
         if run is None:
             run = self.state.new_run(self._experiment(experiment), run_id)
