@@ -166,7 +166,7 @@ OF_THE_STORE = {
     "a disabled account": Case(blob_error(403, "AccountIsDisabled"), SinkAuthError, "AccountIsDisabled"),
     "a strange code": Case(blob_error(400, "<b>sig=abc</b>"), SinkError, "answered 400."),
     "reset": Case(Reset(), TransientSinkError, "broke"),
-    "cut in the request": Case(CutRequest(100), TransientSinkError, "broke"),
+    "cut in the request": Case(CutRequest(10), TransientSinkError, "broke"),
 }
 
 OF_THE_SERVICE = {
