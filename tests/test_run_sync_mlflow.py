@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sys
@@ -16,8 +17,10 @@ import pytest
 from faults.proxy import DropReply, FaultProxy, Reset
 from mlflow_servers import MlflowServer
 from outside import python
+from typer.testing import CliRunner
 
 from stagesink import upload_training_artifacts
+from stagesink.cli.app import app
 from stagesink.errors import RunNotFound, TransientSinkError
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
@@ -535,3 +538,38 @@ def test_a_parent_that_is_not_on_the_server_is_no_obstacle(
         pass
     (outcome,) = synced(outbox)
     assert client.get_run(outcome.server_run_id).data.tags["stagesink.local_run_id"] == tracker.run_id
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_what_waits_and_sync_says_what_it_is_called_now(
+    server: MlflowServer, client: Any, outbox: Outbox, experiment: str, offline: None, checkpoint: Path
+) -> None:
+    with MLflowTrainingTracker(sink=server.sink_uri, experiment=experiment) as tracker:
+        tracker.log_metrics({"loss": 1}, 1)
+        upload_training_artifacts(None, checkpoint / "model.bin", run_id=tracker.run_id, sink=server.sink_uri)
+    with MLflowTrainingTracker(sink="mlflow+http://127.0.0.1:1") as elsewhere:
+        pass
+
+    def command(*arguments: str, code: int) -> Any:
+        answer = CliRunner().invoke(app, [*arguments, "--json"])
+        assert answer.exit_code == code, answer.output
+        return json.loads(answer.stdout)
+
+    before = {each["run_id"]: each for each in command("status", code=0)["runs"]}
+    assert before.keys() == {tracker.run_id, elsewhere.run_id}
+    assert all(each["run_waits"] for each in before.values())
+    assert (before[tracker.run_id]["uploads"], before[elsewhere.run_id]["uploads"]) == (1, 0)
+    done = command("sync", "--run-id", str(tracker.run_id), code=0)
+    run = the_run(client, experiment, tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert "metrics.json" in server.listed(run.info.run_id)
+    assert [(each["run_id"], each["server_run_id"]) for each in done["runs"]] == [(tracker.run_id, run.info.run_id)]
+    done = command("sync", code=5)
+    assert (done["waiting"], done["waiting_runs"]) == (0, 1)
+    (left,) = command("status", code=0)["runs"]
+    assert left["run_id"] == elsewhere.run_id
+    assert "127.0.0.1:1" in left["why"]
+    answer = CliRunner().invoke(app, ["sync"])
+    assert "Still waiting: 1 run. `stagesink status` says why." in answer.stdout
