@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.artifacts import ArtifactKey, FileSource, Fingerprint, MemorySource
 from stagesink.errors import OutboxError, OutboxFull, SourceChanged, SourceNotFound
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
@@ -98,6 +99,31 @@ def test_a_link_that_was_written_through_is_an_error_and_never_uploaded(outbox: 
     sources = {item.key.path: item.source for item in entry.plan().objects}
     with pytest.raises(SourceChanged, match="in place"):
         sources["checkpoint/model.bin"].open()
+
+
+def test_an_archive_is_not_packed_of_what_was_written_through_a_link(outbox: Outbox, checkpoint: Path) -> None:
+    plan = plan_packed_tree("run", "checkpoint.tar.gz", checkpoint, archive_format="tar.gz")
+    entry = outbox.keep(plan, SINK, quick=True)
+    (checkpoint / "model.bin").write_bytes(b"the next checkpoint, half of it")
+    (item,) = entry.plan().objects
+    if {file.how for file in entry.files} == {"copy", "link"}:  # no reflinks on this disk
+        with item.source.open() as stream, pytest.raises(SourceChanged, match="in place"):
+            stream.read()
+
+
+@pytest.mark.parametrize("bits", [1 << 63, (1 << 64) - 1])
+def test_any_name_and_any_inode_can_be_linked(
+    outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"m" * (2 << 20))
+    plan = plan_tree("run", "checkpoint", folder)
+    (found,) = outbox.keep(plan, SINK, quick=True).files
+    assert found.how in ("link", "reflink")
+    fingerprint = FileSource(folder / "model.bin").fingerprint()
+    assert outbox._index.rewritten([("large", fingerprint._replace(inode=bits))]) == set()
+    assert outbox._index.rewritten([("large", fingerprint._replace(inode=bits, size=1))]) == {"large"}
 
 
 def test_what_must_wait_long_shares_nothing_with_its_owner(outbox: Outbox, reopened: Outbox, checkpoint: Path) -> None:
@@ -389,6 +415,74 @@ def test_it_is_for_this_user_alone(outbox: Outbox, checkpoint: Path) -> None:
     assert os.stat(outbox.path).st_mode & 0o777 == 0o700
     for each in outbox.path.rglob("*"):
         assert os.lstat(each).st_mode & 0o077 == 0, each
+
+
+def test_two_processes_may_make_it_at_once(settings: OutboxSettings) -> None:
+    Path(settings.path).mkdir()
+    (Path(settings.path) / ".gitignore").symlink_to("nowhere")  # not there when asked, and there when made
+    Outbox(settings).close()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_symbolic_link_among_its_files_is_not_followed(
+    outbox: Outbox, checkpoint: Path, tmp_path: Path, packed: bool
+) -> None:
+    (tmp_path / "secret").write_bytes(b"of this machine")
+    plan = plan_tree("run", "checkpoint", checkpoint)
+    if packed:
+        plan = plan_packed_tree("run", "checkpoint.tar.gz", checkpoint, archive_format="tar.gz")
+    entry = outbox.keep(plan, SINK)
+    text = (entry.folder / "plan.json").read_text()
+    for file in entry.files:
+        place = Path(entry.place(file))
+        place.unlink()
+        place.symlink_to(tmp_path / "secret")
+        true = json.dumps(file.fingerprint, separators=(",", ":"))
+        text = text.replace(true, json.dumps(Fingerprint.of(os.stat(place)), separators=(",", ":")))
+    (entry.folder / "plan.json").write_text(text)
+    (forged,) = outbox.entries()
+    for item in forged.plan().objects:
+        with pytest.raises(SourceChanged), item.source.open() as stream:
+            stream.read()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_plan_of_another_user_is_not_carried_out(outbox: Outbox, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    os.chown(entry.folder / "plan.json", 65534, 65534)
+    assert outbox.entries() == []
+
+
+def test_a_plan_that_is_a_link_is_not_carried_out(outbox: Outbox, checkpoint: Path, tmp_path: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    os.rename(entry.folder / "plan.json", tmp_path / "plan.json")
+    (entry.folder / "plan.json").symlink_to(tmp_path / "plan.json")
+    assert outbox.entries() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("part", [".", "entries", "claims"])
+def test_a_folder_that_another_user_laid_out_is_refused(outbox: Outbox, part: str) -> None:
+    os.chown(outbox.path / part, 65534, 65534)
+    with pytest.raises(OutboxError, match="another user's"):
+        outbox.rows()
+
+
+@pytest.mark.parametrize("part", ["entries", "claims"])
+def test_a_link_inside_it_is_refused_also_when_it_is_made_meanwhile(outbox: Outbox, tmp_path: Path, part: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    (outbox.path / part).rmdir()
+    (outbox.path / part).symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutboxError, match="is a link"):
+        outbox.keep(Plan("run", "a", "file", ()), SINK)
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+def test_one_that_was_open_to_all_is_closed(settings: OutboxSettings) -> None:
+    os.makedirs(settings.path, 0o777)
+    os.chmod(settings.path, 0o777)
+    Outbox(settings).close()
+    assert os.stat(settings.path).st_mode & 0o777 == 0o700
 
 
 def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ whoever lands it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,8 +61,8 @@ class KeptSource(FileSource):
     kept: Fingerprint
 
     def is_untouched(self) -> bool:
-        """Tell whether it is still what was kept."""
-        return self.fingerprint() == self.kept
+        """Tell whether it is still what was kept. A symbolic link never is: none is ever made in an outbox."""
+        return not os.path.islink(self.path) and self.fingerprint() == self.kept
 
     def open(self) -> BinaryIO:
         stream = FileSource.open(self)
@@ -69,6 +70,16 @@ class KeptSource(FileSource):
             return stream
         stream.close()
         raise rewritten(self.path)
+
+
+class _KeptTreeFile(TreeFile):
+    """A kept file on its way into an archive."""
+
+    kept: Fingerprint
+
+    @property
+    def source(self) -> KeptSource:
+        return KeptSource(self.location, self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +163,17 @@ class Entry:
                 for file in self.files
             )
         else:
-            files = tuple(TreeFile(file.path, self.place(file), file.size) for file in self.files)
+            files = tuple(map(self._tree_file, self.files))
             source = ArchiveSource(
                 Tree(self.folder / FILES, files), self.packed.archive_format, self.packed.level, self.packed.prefix
             )
             objects = (PlannedObject(ArtifactKey(run, self.upload.path), source, None),)
         return replace(self.upload, run_id=run, objects=objects)
+
+    def _tree_file(self, file: KeptFile) -> TreeFile:
+        found = _KeptTreeFile(file.path, self.place(file), file.size)
+        found.kept = file.fingerprint
+        return found
 
     def to_bytes(self) -> bytes:
         """Return ``plan.json``."""
@@ -220,11 +236,16 @@ class Entry:
         OutboxError
             There is none, or it is damaged.
         """
+        plan = folder / PLAN_FILE
         try:
-            data = (folder / PLAN_FILE).read_bytes()
+            with open(os.open(plan, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                if os.fstat(file.fileno()).st_uid != os.geteuid():
+                    # It names where to upload to, with our credentials.
+                    raise OutboxError(f"{plan} is another user's.", hint="Remove its folder, and ask who wrote it.")
+                data = file.read()
         except OSError as error:
             raise OutboxError(
-                f"{folder / PLAN_FILE} cannot be read: {error.strerror or error}.", hint="Check the disk it lies on."
+                f"{plan} cannot be read: {error.strerror or error}.", hint="Check the disk it lies on."
             ) from error
         return cls.from_bytes(data, folder)
 

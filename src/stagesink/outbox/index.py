@@ -22,6 +22,7 @@ from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import Entry
 
 _BUSY_SECONDS = 30.0
+_BITS = (1 << 63) - 1
 _COMPANIONS = ("", "-wal", "-shm", "-journal")
 
 _SCHEMA = """
@@ -156,23 +157,24 @@ class Index:
 
         One is when it was here before with the same inode and other bytes.
         """
-        known: dict[str, tuple[int, int, int, int]] = {}
-        for start in range(0, len(found), 500):  # fewer than sqlite's limit of variables in one statement
-            part = [path for path, _ in found[start : start + 500]]
+        # As sqlite can take them: names are UTF-8, and numbers have 63 bits, which some disks' inodes do not fit.
+        seen = {os.fsencode(path).decode(errors="backslashreplace"): (path, fingerprint) for path, fingerprint in found}
+        now = {name: tuple(value & _BITS for value in fingerprint) for name, (_, fingerprint) in seen.items()}
+        again: set[str] = set()
+        names = list(seen)
+        for start in range(0, len(names), 500):  # fewer than sqlite's limit of variables in one statement
+            part = names[start : start + 500]
             marks = ",".join("?" * len(part))
             rows = self._ask(f"SELECT path, inode, size, mtime_ns, rewritten FROM source WHERE path IN ({marks})", part)
-            known.update((row[0], row[1:]) for row in rows)
-        now = {}
-        for path, fingerprint in found:
-            before = known.get(path)
-            again = before is not None and before[0] == fingerprint.inode and before[1:3] != tuple(fingerprint[1:])
-            now[path] = again or (before is not None and bool(before[3]))
+            for name, inode, size, mtime_ns, rewritten in rows:
+                if rewritten or (inode == now[name][0] and (size, mtime_ns) != now[name][1:]):
+                    again.add(name)
         with self._transaction(quick=True) as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO source (path, inode, size, mtime_ns, rewritten) VALUES (?, ?, ?, ?, ?)",
-                [(path, *fingerprint, int(now[path])) for path, fingerprint in found],
+                [(name, *numbers, int(name in again)) for name, numbers in now.items()],
             )
-        return {path for path, rewritten in now.items() if rewritten}
+        return {seen[name][0] for name in again}
 
     # -- the file ----------------------------------------------------------------------------------------------------
 

@@ -378,7 +378,8 @@ class Outbox:
                     os.chmod(folder, 0o700)
             ignore = self.path / ".gitignore"
             if not ignore.exists():
-                _write(ignore, b"*\n", sync=False)
+                with suppress(FileExistsError):  # another process was the quicker one
+                    _write(ignore, b"*\n", sync=False)
         except OSError as error:
             self._refuse(error)
 
