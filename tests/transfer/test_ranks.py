@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from parts import QUICK, RUN, Recording, held, manifest_in, plan
+from parts import QUICK, RUN, Failing, Recording, held, manifest_in, plan
 
-from stagesink.artifacts import NOTES_FOLDER, ArtifactKey
+from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, MemorySource
 from stagesink.errors import (
     ConfigError,
     EmptyTree,
@@ -314,6 +314,34 @@ def test_any_rank_may_die_at_any_call_and_start_again(memory: MemorySink, monkey
 
 
 OLD = NEW = {"0.bin": 3, "1.bin": 6, "2.bin": 9}
+
+
+@pytest.mark.parametrize("again", range(3))
+@pytest.mark.parametrize("removed", range(1, 4))
+def test_whoever_starts_again_takes_away_what_was_left_after_the_commit(
+    memory: MemorySink, removed: int, again: int
+) -> None:
+    upload(memory, shard(0, b"0"), shard(1, b"0"), shard(2, b"0"))
+    upload(memory, shard(0, session="s2"), shard(1, session="s2"))
+    left = {stored.key: memory.open(stored.key).read() for stored in memory.list(RUN, NOTES_FOLDER)}
+    upload(memory, shard(2, session="s2"))
+    for key in sorted(left)[removed - 1 :]:  # as if the process had been killed while it removed them
+        memory.put(key, MemorySource(left[key]))
+    upload(memory, shard(again, session="s2"))
+    assert whole(memory) == ALL
+    assert notes(memory) == []
+
+
+def test_ranks_remove_what_an_upload_that_was_killed_before_them_left(memory: MemorySink) -> None:
+    upload(memory, plan({"0.bin": b"0", "old.bin": b"old"}))
+    killed = Failing(memory, {"tree/new.bin": [NOBODY]})
+    with pytest.raises(TransferError):
+        upload(killed, plan({"0.bin": b"1", "new.bin": b"new"}))
+    assert manifest_in(memory) is None
+    upload(memory, shard(0), shard(1), shard(2))
+    assert whole(memory) == ALL
+    assert "tree/old.bin" not in held(memory)
+    assert notes(memory) == []
 
 
 def test_a_shard_that_the_store_has_lost_meanwhile_is_not_vouched_for(memory: MemorySink) -> None:

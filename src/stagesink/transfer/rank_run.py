@@ -20,10 +20,10 @@ written, and only the same rank, once it has finished, puts that right.
 
 **The commit** takes each rank's part; where a rank has none, its files out of ``base``. So one rank may start again
 after all have finished, with other bytes, and the others need not. With a part that is being written, or none at all,
-there is no commit. It looks that each file is there, removes what ``base`` or ``before`` names and the new manifest
-does not, puts the manifest, and then removes the notes. Killed before the manifest, whichever rank uploads again
-commits; killed after it, what it left says the same as the manifest, or belongs to a session that nobody continues,
-and the next upload removes it before its first change.
+there is no commit, unless the manifest of the group is there itself. It looks that each file is there, removes what
+``base`` or ``before`` names and the new manifest does not, puts the manifest, and then removes the notes. Killed before
+the manifest, whichever rank uploads again commits; killed after it, what it left says the same as the manifest: the
+next rank to upload again, or the next upload of anything else, removes it.
 
 **What may be merged** is a question of the session alone, which is in the name of each part. Two starts of a job, or
 two checkpoints of one start, must differ in it; :mod:`stagesink.session` says where it comes from.
@@ -138,8 +138,9 @@ class RankRun(Run):
         if not self.writing:
             if self._is_in_the_whole(part):
                 logger.info("%s: what rank %d uploaded is in the whole already.", self.plan.path, self.share.rank)
-                return
-            if self.own is None or not part.same_content(self.own):
+                if not any(note.kind == "part" and note.group == self.group for note in self.turn.seen):
+                    return
+            elif self.own is None or not part.same_content(self.own):
                 self.retry.call(self.uncommit)
         if self.writing:
             self.turn.check()
@@ -151,6 +152,11 @@ class RankRun(Run):
         if self.previous is None or self.own is not None or self._kept_as(self.previous) != _BASE:
             return False
         return frozenset(files_of(self.previous, self.share.rank)) == frozenset(part.files)
+
+    @property
+    def _stands(self) -> bool:
+        """Whether the whole that lies there is this group's: what is left of its notes was to be removed."""
+        return self.previous is not None and self.committed and self._kept_as(self.previous) == _BASE
 
     def _put_part(self, part: Manifest) -> None:
         note, data = self._note(self.share.rank), part.to_bytes()
@@ -180,7 +186,7 @@ class RankRun(Run):
         sizes = {note.rest[0]: note.size for note in seen if note.kind == "part" and note.group == self.group}
         for rank in range(self.share.world_size):
             size = sizes.get(_name(rank))
-            if size == len(_WRITING) or (size is None and sizes.get(_BASE, 0) <= len(_WRITING)):
+            if size == len(_WRITING) or (size is None and sizes.get(_BASE, 0) <= len(_WRITING) and not self._stands):
                 return False
         return True
 
@@ -190,6 +196,10 @@ class RankRun(Run):
         names = {note.rest[0] for note in turn.seen if note.kind == "part" and note.group == self.group}
         there = self.retry.call(self._previous)
         base = self.retry.call(lambda: self._read_manifest(_BASE)) if _BASE in names else None
+        if base is None and there is not None and self._kept_as(there) == _BASE:
+            base = there
+        if base is None and not names.issuperset(map(_name, range(self.share.world_size))):
+            return  # another upload has come to this place meanwhile
         before = self.retry.call(lambda: self._read_manifest(_BEFORE)) if _BEFORE in names else None
         parts = self._at_once(
             lambda rank: self.retry.call(lambda: self._part_of_rank(rank, names, base)), range(self.share.world_size)
@@ -200,9 +210,11 @@ class RankRun(Run):
             # One's bytes lie under the other's name: neither part is true, and each of these ranks has to upload again.
             self._at_once(turn.notes.remove, [self._note(rank) for rank in error.ranks])
             raise
-        self.retry.call(lambda: self._see_all(whole))
-        self._remove_older(whole, [old for old in (there, base, before) if old is not None])
-        self._put_manifest(whole, turn, last=False)
+        # What is the same was committed by one that was killed over its clean-up: that goes on.
+        if there is None or not whole.same_content(there):
+            self.retry.call(lambda: self._see_all(whole))
+            self._remove_older(whole, [old for old in (there, base, before, *self.abandoned) if old is not None])
+            self._put_manifest(whole, turn, last=False)
         self._clean_up(turn)
 
     def _part_of_rank(self, rank: int, names: set[str], base: Manifest | None) -> Manifest:
