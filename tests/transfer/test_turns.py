@@ -132,8 +132,8 @@ def test_writers_at_other_places_do_not_wait(memory: MemorySink) -> None:
 
 
 def test_those_of_one_group_do_not_wait_for_each_other_but_for_others(memory: MemorySink, impatient: None) -> None:
-    with writing(memory, group="g"), writing(memory, group="g"):
-        for group in (ALONE, "h"):
+    with writing(memory, group="g+1"), writing(memory, group="g+2"):
+        for group in (ALONE, "h+1", "h+3", "g+1"):  # the last is the same one twice
             with pytest.raises(SinkConflict), writing(memory, group=group):
                 pass
 
@@ -380,31 +380,30 @@ def test_notes_that_are_none_of_ours_are_left_alone(memory: MemorySink) -> None:
 # -- what it costs -----------------------------------------------------------------------------------------------------
 
 
-class Depth(FaultySink):
-    """Counts round trips one after the other: calls that ran side by side count once."""
+class Together(FaultySink):
+    """Each call of a pair waits until the other is under way, too; all calls are listed."""
 
-    def __init__(self, inner: ArtifactSink) -> None:
+    def __init__(self, inner: ArtifactSink, *pairs: set[str]) -> None:
         super().__init__(inner, notes=True)
-        self.trips = 0
-        self.names: list[str] = []
-        self._running = 0
-        self._mutex = threading.Lock()
+        self.asked: list[str] = []
+        self._pairs = [(pair, threading.Barrier(2, timeout=20)) for pair in pairs]
 
     def _begin(self, operation: Any, path: str) -> Any:
-        with self._mutex:
-            self.names.append(f"{operation} {path.partition('.')[0] if path.startswith('.') else path}")
-            if self._running == 0:
-                self.trips += 1
-            self._running += 1
-        time.sleep(0.05)
-        with self._mutex:
-            self._running -= 1
+        what = f"{operation} {NOTES_FOLDER if path.startswith(NOTES_FOLDER) else path}"
+        self.asked.append(what)
+        for pair, barrier in self._pairs:
+            if what in pair:
+                barrier.wait()
         return super()._begin(operation, path)
 
 
 def test_a_turn_costs_three_requests_of_which_two_go_beside_others(memory: MemorySink) -> None:
-    sink = Depth(memory)
+    sink = Together(
+        memory,
+        {f"list {NOTES_FOLDER}", f"open {MANIFEST}"},
+        {f"delete {NOTES_FOLDER}", f"stat {MANIFEST}"},
+    )
     Transfer(sink, QUICK).run(plan({"a": b"1"}))
-    # note | list + open manifest | put | stat | put manifest | stat manifest + remove note
-    assert len(sink.names) == 8
-    assert sink.trips == 6
+    assert len(sink.asked) == 8
+    assert sink.asked[0] == f"put {NOTES_FOLDER}"
+    assert sink.asked[3:6] == ["put tree/a", "stat tree/a", f"put {MANIFEST}"]

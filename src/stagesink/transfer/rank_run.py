@@ -10,6 +10,8 @@ so no rank of the group, and no other job, changes anything between its look at 
 that a dead process left does not let a commit through either: before its first change a rank marks its part as being
 written, and only the same rank, once it has finished, puts that right.
 
+Two processes that both say they are the same rank wait for each other: one may be an earlier life that still hangs.
+
 **A rank, before its first change**, in this order:
 
 1. removes the parts of all others at this place: other sessions, another number of ranks;
@@ -72,7 +74,7 @@ class RankRun(Run):
     def _start_anew(self) -> None:
         super()._start_anew()
         self.group = self.share.group(self.plan.path)
-        self.turn = self.effort.turn(self.plan.run_id, [self.plan.path], self.group)
+        self.turn = self.effort.turn(self.plan.run_id, [self.plan.path], f"{self.group}+{_name(self.share.rank)}")
         self.own: Manifest | None = None
         """The part that this rank left the last time, if it is still true."""
         self.writing = False

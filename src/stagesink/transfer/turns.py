@@ -82,7 +82,8 @@ class Turn:
     patience : float
         Seconds to wait for others that are alive.
     group : str
-        Those of one group do not wait for each other.
+        ``ALONE``, or the name of a group and, after a plus, of one in it: those of one group do not wait for each
+        other, but two with the very same name do.
     """
 
     def __init__(
@@ -228,7 +229,7 @@ class Turn:
     def _minds(self, other: Note) -> bool:
         if other.kind != "turn" or other.rest[1] == self._token or not other.meets(self.place):
             return False
-        return self._group == ALONE or other.group != self._group
+        return not share_turns(self._group, other.group)
 
     def _step_back(self, others: Sequence[Note]) -> None:
         """Leave the note only to the first of those who wait; but renew it, so that it is seen to be alive."""
@@ -283,6 +284,12 @@ class Turn:
             f"{self._what} is being written by somebody else{who}.",
             hint="Upload it again when that has ended; artifacts.retries.budget is how long is waited for it.",
         )
+
+
+def share_turns(one: str, other: str) -> bool:
+    """Tell whether two write together: two of one group, and not one of them twice."""
+    (group, plus, _), (others, _, _) = one.partition("+"), other.partition("+")
+    return bool(plus) and group == others and one != other
 
 
 def _is_over(note: Note) -> bool:
