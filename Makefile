@@ -8,7 +8,7 @@ DEV = $(if $(PYTHON),$(PYTHON),$(error No Python 3.10 or newer on PATH; name one
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help test long soak demo bench tox lint format constraints clean
+.PHONY: help test long torture soak demo bench tox lint format constraints clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,6 +18,10 @@ test: ## Lint, types, layers, and each kind of suite on the oldest or the newest
 
 long: ## The tests that take minutes: many files, more shapes of MLflow runs
 	@$(DEV) long $(ARGS)
+
+torture: ## Kill work at any moment, over and over, on each kind of store, and show what came of it
+	@$(DEV) node
+	@$(DEV) run torture python tests/torture $(ARGS)
 
 soak: ## Half an hour of a training that checkpoints and rotates while its store comes and goes
 	@$(DEV) run bench python tests/torture/soak.py $(ARGS)

@@ -38,6 +38,7 @@ OLDEST_UV = (0, 8)
 ENVIRONMENTS = {
     "tox": ["--group", "tox"],
     "demo": ["--editable", ".[demo,fast]"],
+    "torture": ["--editable", ".[fast,s3,az,azureml,mlflow,testing]", "--group", "bench"],
     "bench": ["--editable", ".[fast,s3,az,azureml,mlflow]", "--group", "bench"],
 }
 
