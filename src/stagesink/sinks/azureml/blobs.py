@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import uuid
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote
 
@@ -39,6 +40,8 @@ _WHOLE = 4 << 20  # bytes sent in one request
 _BLOCK = 8 << 20
 _BLOCKS = 50_000  # of one blob
 _WINDOW = 16 << 20  # bytes asked for at once when reading
+# One block of a list. Names are base64, which XML leaves as it is.
+_LISTED = re.compile(rb"<Name>([A-Za-z0-9+/=]+)</Name>\s*<Size>(\d+)</Size>")
 
 # What a signature that has ended may be called. AuthorizationFailure is a firewall's word too, and then comes again.
 _ENDED = {"AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo"}
@@ -85,12 +88,21 @@ class Blobs:
         self._parts = PartSender()
 
     def put(
-        self, url: SignedUrl, stream: BinaryIO, size: int | None, what: str, on_bytes: OnBytes | None
+        self,
+        url: SignedUrl,
+        stream: BinaryIO,
+        size: int | None,
+        what: str,
+        on_bytes: OnBytes | None,
+        begun: Callable[[], SignedUrl | None] | None = None,
     ) -> tuple[int, dict[str, str]]:
         """Write the whole stream, overwriting; the blob changes at once, when all of it is there.
 
         Each request carries the MD5 of its bytes, which the store checks. A large blob is committed by one Put Block
         List, and has no MD5 of the whole: the store computes none, and one of ours would prove no more than the others.
+
+        A block is called by its number and its MD5. So one that an upload left which did not come to its end is known
+        again and not sent, two writers of the same bytes share theirs, and no writer takes another's for its own.
 
         Parameters
         ----------
@@ -101,6 +113,8 @@ class Blobs:
         what : str
             The object, for messages.
         on_bytes : callable, optional
+        begun : callable, optional
+            Where an earlier upload may have left blocks: returns the URL to read their list, None when there are none.
 
         Returns
         -------
@@ -117,7 +131,7 @@ class Blobs:
             pieces = _rest(first, stream)
         else:
             pieces = cut(stream, size, max(_BLOCK, -(-size // _BLOCKS)))
-        return self._put_blocks(url, pieces, doing, on_bytes), {}
+        return self._put_blocks(url, pieces, doing, on_bytes, begun), {}
 
     def head(self, url: SignedUrl, what: str) -> tuple[int, dict[str, str]] | None:
         """Return size and digests, None where there is no blob."""
@@ -145,28 +159,52 @@ class Blobs:
     ) -> tuple[int, dict[str, str]]:
         if on_bytes is not None and data:
             on_bytes(len(data))  # before they go: whoever is told may stop it
-        headers = {**_sum(data), "x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream"}
+        headers = {**_sum(_md5(data)), "x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream"}
         response = self._request(url, "PUT", doing, body=data, headers=headers)
         self._check(response, doing, 201)
         return len(data), _digests(response)
 
-    def _put_blocks(self, url: SignedUrl, pieces: Iterator[memoryview], doing: str, on_bytes: OnBytes | None) -> int:
-        # Names of this upload alone, all of one length: two writers of one blob must not take each other's blocks.
-        upload = uuid.uuid4().hex
+    def _put_blocks(
+        self,
+        url: SignedUrl,
+        pieces: Iterator[memoryview],
+        doing: str,
+        on_bytes: OnBytes | None,
+        begun: Callable[[], SignedUrl | None] | None,
+    ) -> int:
+        with ThreadPoolExecutor(1, "stagesink-blocks") as pool:
+            asked = pool.submit(self._left, begun, doing) if begun is not None else None
 
-        def put(number: int, piece: memoryview) -> tuple[str, int]:
-            name = base64.b64encode(f"{upload}{number:016d}".encode()).decode()
-            query = f"comp=block&blockid={quote(name, safe='')}"
-            self._check(self._request(url, "PUT", doing, query, body=piece, headers=_sum(piece)), doing, 201)
-            return name, len(piece)
+            def put(number: int, piece: memoryview) -> tuple[str, int]:
+                md5 = _md5(piece)
+                # All names of a blob have one length, those that earlier versions of ours left included.
+                name = base64.b64encode(f"{number:016d}{md5.hex()}".encode()).decode()
+                if asked is None or asked.result().get(name) != len(piece):
+                    query = f"comp=block&blockid={quote(name, safe='')}"
+                    self._check(self._request(url, "PUT", doing, query, body=piece, headers=_sum(md5)), doing, 201)
+                return name, len(piece)
 
-        blocks = self._parts.send(pieces, put, on_bytes)
+            blocks = self._parts.send(pieces, put, on_bytes)
         body = "<?xml version='1.0' encoding='utf-8'?><BlockList>"
         body += "".join(f"<Latest>{name}</Latest>" for name, _ in blocks) + "</BlockList>"
-        headers = {"x-ms-blob-content-type": "application/octet-stream", **_sum(body.encode())}
+        headers = {"x-ms-blob-content-type": "application/octet-stream", **_sum(_md5(body.encode()))}
         response = self._request(url, "PUT", doing, "comp=blocklist", body=body.encode(), headers=headers)
         self._check(response, doing, 201)
         return sum(size for _, size in blocks)
+
+    def _left(self, begun: Callable[[], SignedUrl | None], doing: str) -> dict[str, int]:
+        """Return the names and sizes of the blocks that are at the store and in no blob."""
+        try:
+            url = begun()
+            if url is None:
+                return {}
+            response = self._request(url, "GET", doing, "comp=blocklist&blocklisttype=uncommitted")
+            self._check(response, doing, 200)
+        except TransientSinkError:
+            raise  # what it spares may be large
+        except SinkError:
+            return {}  # nothing was begun, or who writes may not read: then all of it is sent
+        return {name.decode(): int(size) for name, size in _LISTED.findall(response.data)}
 
     def _range(self, url: SignedUrl, start: int, etag: str | None, doing: str) -> tuple[BaseHTTPResponse, int]:
         """Return the answer that holds a window of the blob, and the blob's size."""
@@ -283,8 +321,12 @@ def _rest(first: memoryview, stream: BinaryIO) -> Iterator[memoryview]:
     yield from cut(stream, None, _BLOCK)
 
 
-def _sum(data: bytes | memoryview) -> dict[str, str]:
-    return {"Content-MD5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()}
+def _md5(data: bytes | memoryview) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
+
+
+def _sum(md5: bytes) -> dict[str, str]:
+    return {"Content-MD5": base64.b64encode(md5).decode()}
 
 
 def _digests(response: BaseHTTPResponse) -> dict[str, str]:

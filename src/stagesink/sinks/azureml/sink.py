@@ -83,9 +83,11 @@ class AzureMLSink:
         run = self._run(key.run_id)
         with closing(source.open()) as stream:
             size = source.size
-            url = self._registrar(run).url(key.path) or run.write_url(key.path)
-            signed = SignedUrl(url, partial(run.write_url, key.path))
-            taken = self._blobs.put(signed, stream, size, f"{run.uri}/{key.path}", on_bytes)
+            url = self._registrar(run).url(key.path)
+            # Behind a path that is new nothing was begun.
+            begun = partial(self._begun, run, key) if url is None else None
+            signed = SignedUrl(url or run.write_url(key.path), partial(run.write_url, key.path))
+            taken = self._blobs.put(signed, stream, size, f"{run.uri}/{key.path}", on_bytes, begun)
         return self._describe(run, key, *taken)
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
@@ -167,6 +169,10 @@ class AzureMLSink:
     def _look(self, run: Run, key: ArtifactKey, url: str) -> StoredArtifact | None:
         found = self._blobs.head(self._readable(run, key, url), f"{run.uri}/{key.path}")
         return None if found is None else self._describe(run, key, *found)
+
+    def _begun(self, run: Run, key: ArtifactKey) -> SignedUrl | None:
+        url = run.read_url(key.path)
+        return None if url is None else self._readable(run, key, url)
 
     def _readable(self, run: Run, key: ArtifactKey, url: str) -> SignedUrl:
         def renew() -> str:
