@@ -6,6 +6,7 @@ makes none. One process that ends so would be one training run that counts as fa
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -30,6 +31,20 @@ receipts = Transfer(sink, TransferOptions(workers=16, attempts=1)).run(plan_tree
 assert all(receipt.status == "uploaded" for receipt in receipts)
 if run_id.endswith("0"):
     sink.close()  # the others leave it to the interpreter
+"""
+
+
+_UPLOADS_IN_THE_BACKGROUND = """
+import sys
+from stagesink import ArtifactUploader
+from stagesink.sinks.fsspec import FsspecSink
+kind, uri, options, run_id, folder = *sys.argv[1:3], eval(sys.argv[3]), *sys.argv[4:]
+sink = FsspecSink(uri, options) if kind == "fsspec" else uri
+uploader = ArtifactUploader(run_id, sink=sink, storage_options=None if sink is not uri else options, background=True)
+assert uploader.upload_checkpoint(folder)
+assert uploader.upload_file(folder + "/1.bin", "metrics.json")
+if run_id.endswith("0"):
+    sys.exit(3)
 """
 
 
@@ -68,3 +83,29 @@ def test_every_process_that_uploads_to_azure_ends_cleanly(azurite: Azurite, fold
     options = {"connection_string": azurite.connection_string}
     ended = codes(processes, f"az://stagesink/exits-{processes}", options, folder)
     assert ended == {(0, ""): processes}
+
+
+@pytest.mark.parametrize("kind", ["obstore", "fsspec"])
+def test_a_process_ends_cleanly_once_what_it_uploads_in_the_background_has_landed(
+    moto: S3Server, bucket: str, folder: Path, kind: str, tmp_path: Path
+) -> None:
+    uri = f"s3://{bucket}/background-{kind}"
+    for run_id, status in (("run-0", 3), ("run-1", 0)):
+        command = [
+            sys.executable,
+            "-c",
+            _UPLOADS_IN_THE_BACKGROUND,
+            kind,
+            uri,
+            repr(moto.options()),
+            run_id,
+            str(folder),
+        ]
+        environment = {**os.environ, "STAGESINK_OUTBOX_PATH": str(tmp_path / "outbox")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        there = moto.boto3().list_objects_v2(Bucket=bucket, Prefix=f"background-{kind}/{run_id}/")["Contents"]
+        names = {each["Key"].partition(f"{run_id}/")[2] for each in there}
+        assert {"checkpoint.manifest.json", "checkpoint/large.bin", "metrics.json.manifest.json"} <= names
+    assert list((tmp_path / "outbox" / "entries").iterdir()) == []

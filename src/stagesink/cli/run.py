@@ -120,8 +120,9 @@ def _is_in_the_foreground() -> bool:
 def _upload_rest(opened: Opened, child: _Child, until: float, out: Output) -> None:
     """Upload what waits, until then or until a signal comes, and say what is left."""
     outbox = opened.outbox
-    if outbox is None or not (before := len(outbox.rows())):
+    if outbox is None:
         return
+    before = len(outbox.rows())
     # In a thread: whatever hangs in it ends with this process, and what is half-done is seen by nobody.
     work = threading.Thread(target=_upload, args=[opened, out], daemon=True)
     work.start()
