@@ -26,6 +26,7 @@ from stagesink.errors import (
     TransferError,
     TransientSinkError,
 )
+from stagesink.manifest import ManifestEntry
 from stagesink.sinks.memory import MemorySink
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.testing import FaultySink, fails
@@ -321,6 +322,30 @@ def test_a_process_that_writes_is_waited_for(tmp_path: Any) -> None:
         assert said(first) == "done"
         waiting.join()
     assert held(sink) == {"tree/a": b"second"}
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_what_a_journal_says_counts_only_if_nobody_else_has_written_since(memory: MemorySink, others: int) -> None:
+    what = plan({"a": b"mine", "b": b"mine too"})
+
+    def dying(sink: MemorySink, call: int) -> FaultySink:
+        return FaultySink(sink, fails("put", SinkAuthError("killed"), nth=call))
+
+    landed: list[ManifestEntry] = []
+
+    def journal(receipt: Any) -> None:
+        landed.append(ManifestEntry(receipt.key.path, receipt.size, receipt.sha256))
+
+    with pytest.raises(TransferError):
+        Transfer(dying(memory, 2), replace(QUICK, workers=1), on_landed=journal).run(what)
+    assert len(landed) == 1
+    for _ in range(others):  # of the same names and sizes, and it dies as well
+        with pytest.raises(TransferError):
+            Transfer(dying(memory, 2), replace(QUICK, workers=1)).run(plan({"a": b"hers", "b": b"hers too"}))
+    receipts = Transfer(memory, QUICK, on_landed=journal).run(replace(what, landed=tuple(landed)))
+    assert sorted(receipt.status for receipt in receipts) == (["uploaded"] * 2 if others else ["unchanged", "uploaded"])
+    assert held(memory) == {"tree/a": b"mine", "tree/b": b"mine too"}
+    assert notes(memory) == []
 
 
 # -- stores with less --------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Transfer:
         options: TransferOptions | None = None,
         *,
         progress: ProgressCallback | None = None,
-        on_landed: Callable[[Receipt], None] = lambda receipt: None,
+        on_landed: Callable[[Receipt], None] | None = None,
     ) -> None:
         self.sink = sink
         self.options = options or TransferOptions()

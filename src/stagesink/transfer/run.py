@@ -28,7 +28,7 @@ from stagesink.errors import (
 from stagesink.manifest import Manifest, ManifestEntry, is_manifest_path, manifest_key
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink
 from stagesink.streams import chunks
-from stagesink.transfer.notes import ALONE, Note, place_of
+from stagesink.transfer.notes import ALONE, Note, group_of, place_of
 from stagesink.transfer.options import TransferOptions
 from stagesink.transfer.plan import Plan, PlannedObject
 from stagesink.transfer.pool import run_jobs
@@ -60,7 +60,7 @@ class Effort:
         plans: Sequence[Plan],
         label: str,
         progress: ProgressCallback | None,
-        landed: Callable[[Receipt], None],
+        landed: Callable[[Receipt], None] | None,
     ) -> None:
         sizes = [plan.size for plan in plans]
         size = None if None in sizes else sum(size for size in sizes if size is not None)
@@ -119,6 +119,7 @@ class Run:
         self.previous: Manifest | None = None
         self.there: dict[ArtifactKey, tuple[ManifestEntry, StoredArtifact]] = {}
         self.committed = False
+        self.marked = False
         self.parts: list[Note] = []
         """What ranks have left here: it says of objects what will not be true any more after the first change."""
         self.untouched: list[Note] = []
@@ -211,6 +212,12 @@ class Run:
         self.parts = [note for note in left if note not in self.untouched]
         if self.previous is None:
             self.retry.call(self._take_up)
+        if self._is_journaled and self._mark() in left:
+            self.parts.remove(self._mark())
+            self.marked = True
+            if self.plan.landed:
+                named = () if self.previous is None else self.previous.objects()
+                self._see_what_is_there((*self.plan.landed, *named))
 
     def _take_turn(self) -> None:
         while True:
@@ -240,9 +247,8 @@ class Run:
         self.there = {}
         self.previous = self.retry.call(self._previous)
         self.committed = self.previous is not None
-        named = () if self.previous is None else tuple(self.previous.objects())
-        if named or self.plan.landed:
-            self._see_what_is_there((*self.plan.landed, *named))
+        if self.previous is not None:
+            self._see_what_is_there(self.previous.objects())
 
     def _see_what_is_there(self, named: Iterable[ManifestEntry]) -> None:
         entries = {ArtifactKey(self.plan.run_id, entry.path): entry for entry in named}
@@ -329,6 +335,28 @@ class Run:
                 self.turn.notes.remove(self.parts[-1])
                 self.parts.pop()
 
+    @property
+    def _is_journaled(self) -> bool:
+        """Whether somebody notes what has landed, to go on from there; one object leaves nothing to go on from."""
+        return self.effort.landed is not None and len(self.plan.objects) > 1
+
+    def _mark(self) -> Note:
+        """Name this very upload. Whoever else writes here takes its mark away before the first change."""
+        sources = sorted((item.key.path, str(item.source.fingerprint())) for item in self.plan.objects)
+        return Note("part", place_of([self.plan.path]), group_of(self.plan.path, sources), ("landing",))
+
+    def mark(self) -> None:
+        """Say before the first change that what this upload brings over is nobody else's: see :meth:`_mark`.
+
+        A journal alone cannot know of another who wrote here meanwhile and came to no end either.
+        """
+        if self.marked or not self._is_journaled:
+            return
+        with self._uncommit_lock:
+            if not self.marked:
+                self.turn.notes.put(self._mark(), b"{}")
+                self.marked = True
+
     def _delete_manifest(self) -> None:
         try:
             self.sink.delete(self.plan.manifest_key)
@@ -374,7 +402,7 @@ class Run:
         if earlier is None:
             self.counter.add_file()
         self.receipts[item.key] = receipt
-        if receipt.status == "uploaded":
+        if receipt.status == "uploaded" and self.effort.landed is not None:
             self.effort.landed(receipt)
 
     def read_back(self, key: ArtifactKey) -> str | None:
@@ -426,9 +454,9 @@ class Run:
     def _commit(self) -> None:
         manifest = self._manifest()
         if self.previous is None or not self.committed or not manifest.same_content(self.previous):
-            last = self.turn is not self._group_turn and not self.untouched
+            last = self.turn is not self._group_turn and not self.untouched and not self.marked
             self._put_manifest(manifest, self.turn, last=last)
-        for note in self.untouched:
+        for note in (*self.untouched, *([self._mark()] if self.marked else [])):
             self.retry.call(lambda note=note: self.turn.notes.remove(note))  # type: ignore[misc]
 
     def _put_manifest(self, manifest: Manifest, turn: Turn, *, last: bool) -> None:
@@ -528,6 +556,7 @@ class Landing:
             run.uncommit()  # only now: a file that is gone by now costs the old upload nothing
         else:
             run.drop_parts()
+        run.mark()
         self.attempts += 1
         try:
             stored = run.target.put(self.item.key, reader, on_bytes=self._on_bytes)
