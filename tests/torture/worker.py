@@ -9,6 +9,7 @@ or ``failed``; with it come the number of boundaries, what it died at, and why i
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from torture import actions
 from torture.boundaries import Boundaries
 
+_LONGEST_SECONDS = 100.0  # of one job; it takes less than one on a machine with nothing else to do
 _SETTINGS = ("STAGESINK_", "MLFLOW_", "AZUREML_", "AWS_", "AZURE_")
 
 
@@ -48,7 +50,9 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     said = _listen(read, job["seconds"], child)
     status = os.waitpid(child, 0)[1]
     answer: dict[str, Any] = {"at": None, "boundaries": 0, **said, "seconds": time.monotonic() - start}
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+    if answer.pop("hung", False):
+        answer["ended"] = "failed"
+    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         answer["ended"] = "killed"
     elif status or "ended" not in answer:
         answer |= {"ended": "failed", "why": answer.get("why", f"The worker ended with {status}.")}
@@ -56,13 +60,16 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listen(pipe: int, seconds: float | None, child: int) -> dict[str, Any]:
-    """Read what the child says until its end, which is brought about after that time."""
-    data, end = b"", None if seconds is None else time.monotonic() + seconds
+    """Read what the child says until its end, which is brought about after that time, or when it hangs."""
+    data, start = b"", time.monotonic()
+    hangs = seconds is None
+    end = start + (_LONGEST_SECONDS if seconds is None else seconds)
     while True:
-        left = None if end is None else max(0.0, end - time.monotonic())
-        if not select.select([pipe], [], [], left)[0]:
+        if not select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
             os.kill(child, signal.SIGKILL)
-            end = None
+            if hangs:
+                data += b'{"why": "It hung; the log of the worker says where.", "hung": true}\n'
+            end, hangs = start + _LONGEST_SECONDS, False
             continue
         if not (more := os.read(pipe, 1 << 16)):
             os.close(pipe)
@@ -85,6 +92,7 @@ def _work(job: dict[str, Any], pipe: int) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        faulthandler.dump_traceback_later(0.9 * _LONGEST_SECONDS)
         logging.basicConfig(stream=sys.stderr, level=logging.ERROR)
         for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
             del os.environ[name]
