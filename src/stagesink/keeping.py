@@ -19,6 +19,7 @@ from stagesink.errors import (
     ManifestError,
     OutboxError,
     SourceError,
+    StagesinkError,
     TransferCancelled,
     TransferError,
 )
@@ -130,7 +131,8 @@ class Keeper:
             slot = self._config.stages.slot_for(self._stage, plan.path)
             priority = {} if slot is None else {"priority": slot.priority}
             name = None if slot is None else slot.name
-            why = None if error is None else getattr(error, "message", type(error).__name__)
+            # The text of an error that is none of ours may quote anything.
+            why = error.message if isinstance(error, StagesinkError) else type(error).__name__ if error else None
             kept.append(
                 self.outbox.keep(plan, sink_uri, stage=self._stage, slot=name, quick=quick, why=why, **priority)
             )

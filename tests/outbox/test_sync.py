@@ -196,6 +196,21 @@ def test_the_newest_lands_whatever_the_clock_says(
     assert store.files() == {"a.txt": b"newest"}
 
 
+def test_what_was_written_through_a_link_does_away_with_nothing_that_landed_before(
+    outbox: Outbox, store: Store, checkpoint: Path
+) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    synced(outbox)
+    before = store.files()
+    (checkpoint / "empty").write_text("not any more")
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri, quick=True)
+    (checkpoint / "model.bin").write_bytes(b"the next one, half of it")
+    if "link" in {file.how for file in entry.files}:  # no reflinks on this disk
+        assert statuses(synced(outbox)) == [("checkpoint", "failed")]
+        assert store.files() == before
+        assert (store.folder / "run" / "checkpoint.manifest.json").is_file()
+
+
 def test_what_another_process_holds_is_left_to_it(
     outbox: Outbox, reopened: Outbox, store: Store, tmp_path: Path
 ) -> None:

@@ -148,6 +148,18 @@ class Entry:
         """Tell whether both touch the same objects."""
         return (self.sink, self.run_id) == (other.sink, other.run_id) and overlap(self.path, other.path)
 
+    def check(self) -> None:
+        """See that every file is still what was kept.
+
+        Raises
+        ------
+        SourceError
+            One is not, or is gone.
+        """
+        for file in self.files:
+            if not KeptSource(self.place(file), file.fingerprint).is_untouched():
+                raise rewritten(self.place(file))
+
     def plan(self, run_id: str | None = None) -> Plan:
         """Return the engine's plan, with the kept files as its sources.
 

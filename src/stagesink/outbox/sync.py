@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from stagesink.artifacts import Receipt
-from stagesink.errors import SinkAuthError, StagesinkError, TransferError, TransientSinkError
+from stagesink.errors import SinkAuthError, SourceError, StagesinkError, TransferError, TransientSinkError
 from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import Entry, overlap
 from stagesink.outbox.index import Row
@@ -149,7 +149,12 @@ class Sync:
                         break
                 else:
                     if taken and taken[-1][0] is row:
-                        held[row.id] = _Held(*taken[-1], [old for old, _ in taken[:-1]])
+                        try:
+                            taken[-1][1].check()  # first: half of it would do away with what lies there
+                        except SourceError as error:
+                            yield self._failed(row, error)
+                        else:
+                            held[row.id] = _Held(*taken[-1], [old for old, _ in taken[:-1]])
             if held:
                 yield from self._land(list(held.values()))
 
