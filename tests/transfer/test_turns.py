@@ -30,11 +30,12 @@ from stagesink.manifest import ManifestEntry
 from stagesink.sinks.memory import MemorySink
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.testing import FaultySink, fails
-from stagesink.transfer import Transfer, turns
+from stagesink.transfer import Plan, Transfer, list_committed, turns, verify
 from stagesink.transfer.alive import is_dead, me
 from stagesink.transfer.notes import ALONE, Note, Notes, place_of
 from stagesink.transfer.read import list_objects
 from stagesink.transfer.retry import RetryPolicy
+from stagesink.transfer.share import Share
 from stagesink.transfer.turns import Turn
 
 MANIFEST = "tree.manifest.json"
@@ -345,6 +346,35 @@ def test_what_a_journal_says_counts_only_if_nobody_else_has_written_since(memory
     receipts = Transfer(memory, QUICK, on_landed=journal).run(replace(what, landed=tuple(landed)))
     assert sorted(receipt.status for receipt in receipts) == (["uploaded"] * 2 if others else ["unchanged", "uploaded"])
     assert held(memory) == {"tree/a": b"mine", "tree/b": b"mine too"}
+    assert notes(memory) == []
+
+
+@pytest.mark.parametrize("second", ["replaces", "adds", "is a rank"])
+def test_what_a_killed_addition_left_is_not_vouched_for_once_another_has_changed_it(
+    memory: MemorySink, second: str
+) -> None:
+    """Three in a row, of which the first two die: the last adds, and must not trust what the second has changed."""
+    Transfer(memory, QUICK).run(plan({"a": b"old", "b": b"old", "c": b"old"}))
+
+    def dies(what: Plan) -> None:
+        """At its second file; or at its manifest, if it has one file."""
+        faulty = FaultySink(memory, fails("put", SinkAuthError("killed"), nth=2))
+        with pytest.raises(TransferError):
+            Transfer(faulty, replace(QUICK, workers=1)).run(what)
+
+    dies(replace(plan({"a": b"new", "new": b"1"}), adds=True))
+    changed = plan({"b": b"new", "c": b"new"})
+    dies(
+        {
+            "replaces": changed,
+            "adds": replace(changed, adds=True),
+            "is a rank": replace(changed, share=Share(0, 2, "s")),
+        }[second]
+    )
+    Transfer(memory, QUICK).run(replace(plan({"d": b"2"}), adds=True))
+    committed = list_committed(memory, RUN)
+    assert [check for check in verify(memory, committed) if check.status != "ok"] == []
+    assert "d" in {entry.path for entry in committed[0].files}
     assert notes(memory) == []
 
 

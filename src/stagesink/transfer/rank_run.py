@@ -111,6 +111,9 @@ class RankRun(Run):
 
     def _say_that_it_writes(self) -> None:
         if not self.writing:
+            if not self._is_settled:
+                self._leave_note()
+                self.settled = True
             if self.previous is not None and self.committed:
                 self.turn.notes.put(self._note(self._kept_as(self.previous)), self.previous.to_bytes())
             self.turn.notes.put(self._note(self.share.rank), _WRITING)

@@ -119,7 +119,7 @@ class Run:
         self.previous: Manifest | None = None
         self.there: dict[ArtifactKey, tuple[ManifestEntry, StoredArtifact]] = {}
         self.committed = False
-        self.marked = False
+        self.marked = self.settled = False
         self.parts: list[Note] = []
         """What ranks have left here: it says of objects what will not be true any more after the first change."""
         self.untouched: list[Note] = []
@@ -286,13 +286,20 @@ class Run:
         Part of the attempt that makes this change, and tried again with it.
         """
         self.drop_parts()
-        if not self.committed:
+        if not self.committed and self._is_settled:
             return
         with self._uncommit_lock:
-            if self.committed:
+            if self.committed or not self._is_settled:
                 self._leave_note()
+                self.settled = True
+            if self.committed:
                 self._delete_manifest()
                 self.committed = False
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether no note of a killed addition vouches for what this upload changes."""
+        return self.settled or self._lasting(_BESIDE) not in self.untouched
 
     def _lasting(self, what: str) -> Note:
         return Note("part", place_of([self.plan.path]), ALONE, (what,))
@@ -302,15 +309,18 @@ class Run:
 
         An upload that replaces has that to remove, one that adds to a folder has it to vouch for.
         """
-        assert self.previous is not None
         own = {item.key.path for item in self.plan.objects}
-        files = {entry.path: entry for entry in self.previous.files} if self.previous.kind == "tree" else {}
+        olds = [old for old in ([self.previous] if self.previous is not None else self.abandoned) if old.kind == "tree"]
+        files = {entry.path: entry for old in olds for entry in old.files}
         rest = tuple(entry for path, entry in files.items() if f"{self.plan.path}/{path}" not in own)
+        note, beside = self._lasting(_BESIDE if self.plan.adds else _BEFORE), self._lasting(_BESIDE)
         if rest:
-            note = self._lasting(_BESIDE if self.plan.adds else _BEFORE)
-            self.turn.notes.put(note, replace(self.previous, files=rest).to_bytes())
+            self.turn.notes.put(note, replace(olds[0], files=rest).to_bytes())
             if note not in self.untouched:
                 self.untouched.append(note)
+        if beside in self.untouched and not (rest and note == beside):
+            self.turn.notes.remove(beside)  # it vouches for what is about to change
+            self.untouched.remove(beside)
 
     def _take_up(self) -> None:
         """Go on where an upload that was killed has left the place without a manifest."""
