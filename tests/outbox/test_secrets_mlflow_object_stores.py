@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -76,13 +76,12 @@ class TalkativeError(Exception):
 
 
 @pytest.fixture(autouse=True)
-def _with_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _with_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STAGESINK_OUTBOX_KEEP_FREE", "0")
     monkeypatch.setenv("STAGESINK_RETRIES", "1")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    yield
 
 
 def spelled(secret: str) -> set[bytes]:
