@@ -90,15 +90,17 @@ class Torture:
     def run(self, phase: str, kills: int, *, until: float | None = None) -> Row:
         """Kill work of one phase so many times; fewer when ``time.monotonic()`` has come to ``until``."""
         row, start = Row(self.store.name, phase), time.monotonic()
-        clients = [_Client(self._phase(phase, client), client, self.seed) for client in self.store.clients]
-        row.boundaries = max(len(client.names) for client in clients)
+        clients = {
+            name: _Client(self._phase(phase, name), name, self.seed) for name in dict.fromkeys(self.store.clients)
+        }
+        row.boundaries = max(len(client.names) for client in clients.values())
         hit: set[tuple[str, int]] = set()
-        plans = [(client, client.kills()) for client in clients]
-        for client, plan in itertools.cycle(plans):
+        plans = {name: client.kills() for name, client in clients.items()}
+        for name in itertools.cycle(self.store.clients):
             if row.kills >= kills or (until is not None and time.monotonic() > until):
                 break
-            kill = next(plan)
-            self._once(row, client.phase, kill)
+            kill = next(plans[name])
+            self._once(row, clients[name].phase, kill)
             if kill.at and kill.workers == 1:
                 hit.add((kill.client, kill.at))
         row.hit = len(hit)

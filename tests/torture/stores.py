@@ -58,7 +58,7 @@ class Store:
     name : str
     new_run : callable
     clients : tuple of str
-        What carries its bytes, where there is a choice.
+        What carries its bytes, where there is a choice: one kill after the other takes the next.
     """
 
     name: str
@@ -125,7 +125,7 @@ def s3_store(folder: Path) -> Iterator[Store]:
                 },
             )
 
-        yield Store("s3", new_run, ("obstore", "fsspec") if _has_obstore() else ("fsspec",))
+        yield Store("s3", new_run, (*["obstore"] * 3, "fsspec") if _has_obstore() else ("fsspec",))
 
 
 @contextmanager
