@@ -13,8 +13,8 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -65,7 +65,28 @@ class Delay:
     seconds: float
 
 
-Fault = Answer | Reset | DropReply | TruncateReply | CutRequest | Delay
+@dataclass(frozen=True)
+class Stall:
+    """Read the request and say nothing, until the client gives up."""
+
+
+@dataclass(frozen=True)
+class Drip:
+    """Let the server do it, then hand its reply on in small pieces, with a pause of this many seconds after each."""
+
+    seconds: float
+    piece: int = 32
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Hang up on the client in the middle of its request, and take no connections for a while, as a server that
+    starts again."""
+
+    seconds: float
+
+
+Fault = Answer | Reset | DropReply | TruncateReply | CutRequest | Delay | Stall | Drip | Restart
 
 
 class FaultProxy:
@@ -95,6 +116,8 @@ class FaultProxy:
         self._prefix = prefix
         self._plan: deque[tuple[Fault, Callable[[str, str], bool]]] = deque()
         self._lock = threading.Lock()
+        self._cuts = False
+        self._timer: threading.Timer | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.requests: list[tuple[str, str]] = []
@@ -106,9 +129,36 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.join()
+        self._close()
+
+    def _close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
+
+    def _listen_again(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.__enter__()
+
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        """Refuse every connection until the block ends."""
+        self._close()
+        try:
+            yield
+        finally:
+            self._listen_again()
+
+    @contextmanager
+    def cutting(self) -> Iterator[None]:
+        """Hang up on every client after its first byte, in the middle of a TLS handshake, until the block ends."""
+        self._cuts = True
+        try:
+            yield
+        finally:
+            self._cuts = False
 
     def plan(self, fault: Fault, *, times: int = 1, method: str = "", path: str = "") -> None:
         """Misbehave for the next ``times`` requests of this method, to a target that contains ``path``."""
@@ -134,6 +184,10 @@ class FaultProxy:
     def _serve(self, client: socket.socket) -> None:
         # A client that hangs up, or does not trust us, is its own affair.
         with client, suppress(ConnectionError, TimeoutError, ssl.SSLError):
+            if self._cuts:
+                client.recv(1)
+                _reset(client)
+                return
             spoken = client if self._tls is None else self._tls.wrap_socket(client, server_side=True)
             with spoken, spoken.makefile("rb") as stream:
                 self._exchange(spoken, stream)
@@ -145,8 +199,7 @@ class FaultProxy:
         method, target, version = line.decode("latin-1").split(" ", 2)
         fault = self._next(method, target)
         if isinstance(fault, Reset):
-            # Closing with this option sends RST instead of FIN.
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+            _reset(client)
             return
         headers = _read_headers(stream)
         with self._lock:
@@ -154,10 +207,19 @@ class FaultProxy:
         if headers.get("expect", "").lower() == "100-continue":
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if isinstance(fault, CutRequest):
-            stream.read(fault.after)
+            stream.read(min(fault.after, int(headers.get("content-length", 0))))
             client.sendall(bytes(fault.answer or b""))
             return
+        if isinstance(fault, Restart):
+            stream.read(1)
+            self._close()
+            self._timer = threading.Timer(fault.seconds, self._listen_again)
+            self._timer.start()
+            return
         body = _read_body(stream, headers)
+        if isinstance(fault, Stall):
+            stream.read(1)
+            return
         if isinstance(fault, Answer) or not target.startswith(self._prefix):
             answer = bytes(fault if isinstance(fault, Answer) else Answer(404))
             client.sendall(answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == "HEAD" else answer)
@@ -168,7 +230,11 @@ class FaultProxy:
         if isinstance(fault, TruncateReply):
             head, gap, content = reply.partition(b"\r\n\r\n")
             reply = head + gap + content[: len(content) // 2]
-        if not isinstance(fault, DropReply):
+        if isinstance(fault, Drip):
+            for start in range(0, len(reply), fault.piece):
+                client.sendall(reply[start : start + fault.piece])
+                time.sleep(fault.seconds)
+        elif not isinstance(fault, DropReply):
             client.sendall(reply)
 
     def _next(self, method: str, target: str) -> Fault | None:
@@ -188,6 +254,11 @@ class FaultProxy:
                 server.sendall(line + lines.encode("latin-1") + b"\r\n" + body)
             reply = b"".join(iter(lambda: server.recv(1 << 18), b""))
         return _with_its_end(reply)
+
+
+def _reset(client: socket.socket) -> None:
+    """Have the connection closed with RST instead of FIN."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
 
 
 def _with_its_end(reply: bytes) -> bytes:

@@ -1,0 +1,140 @@
+"""One cell of the fault matrix: one call of the facade while it happens, then `sync`, then a look by others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.table import ROWS, Row, Sink
+from faults.worlds import World
+from outside import files_in
+
+from stagesink import ArtifactUploader
+
+
+def rows_of(sink: Sink) -> list[Any]:
+    """Return the rows as pytest takes them; those that cannot be on a sink are there too, and say why."""
+    return [
+        pytest.param(
+            row,
+            id=row.what,
+            marks=pytest.mark.skip(reason=row.cell(sink).says) if row.cell(sink).answer == "never" else (),
+        )
+        for row in ROWS
+    ]
+
+
+def run_cell(row: Row, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Do what a row says to one sink, and hold what comes of it against the table."""
+    cell = row.cell(world.kind)  # type: ignore[arg-type]
+    _set_up(row, world)
+    expected = _make(world.checkpoint, seed=1, large=row.large)
+    earlier = world.work / "earlier"
+    wanted = {"checkpoint": expected}
+    if row.earlier:
+        wanted["earlier"] = _make(earlier, seed=2)
+        with world.away():
+            assert _upload(row, world, earlier, "earlier") == (False, "kept")
+    caplog.clear()
+    with row.happening(world):
+        answer = _upload(row, world, world.checkpoint, "checkpoint")
+        lines = [record for record in caplog.records if record.name == "stagesink" and record.levelno > logging.INFO]
+        assert answer == {"True": (True, "uploaded"), "kept": (False, "kept"), "False": (False, "failed")}[cell.answer]
+        _check_lines(cell.answer, cell.says, lines)
+        if cell.answer == "kept":
+            assert _digests(files_in(world.outbox / "entries")) >= set(expected.values())
+    if row.changes:
+        wanted["checkpoint"] = digests_of(world.checkpoint)
+    if cell.answer == "kept":
+        shutil.rmtree(world.checkpoint)  # as training rotates it away
+        shutil.rmtree(earlier, ignore_errors=True)
+    if cell.answer == "False":
+        caplog.clear()
+        assert _upload(row, world, world.checkpoint, "checkpoint") == (True, "uploaded")
+    assert {outcome.status for outcome in world.sync()} <= {"landed"}
+    assert world.sync() == []
+    assert not any((world.outbox / "entries").glob("*"))
+    assert not any((world.outbox / "entries").glob(".*"))
+    if row.aside:
+        assert any(world.outbox.glob("index.db.damaged-*")), "the damaged index was thrown away"
+    _check_objects(world.objects(), wanted)
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a folder by its path."""
+    return {path: hashlib.sha256(data).hexdigest() for path, data in files_in(folder).items()}
+
+
+def _set_up(row: Row, world: World) -> None:
+    settings = {
+        "OUTBOX_PATH": str(world.outbox),
+        "OUTBOX_KEEP_FREE": "0",
+        "RETRIES_MAX_WAIT": "0.05",
+        "PROGRESS": "none",
+    }
+    for name, value in settings.items():
+        world.monkeypatch.setenv(f"STAGESINK_{name}", value)
+    # A process that is alone waits half a minute for a lock of its index; what holds one here holds it longer.
+    world.monkeypatch.setattr("stagesink.outbox.index._BUSY_SECONDS", 0.2)
+
+
+def _make(folder: Path, *, seed: int, large: bool = False) -> dict[str, str]:
+    bytes_of = random.Random(seed).randbytes
+    files = {"model.bin": bytes_of(30_000), "shards/1.bin": bytes_of(20_000), "config.json": b'{"seed": %d}' % seed}
+    if large:
+        files["large.bin"] = bytes_of(1 << 20) * 17 + bytes_of(1000)
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return digests_of(folder)
+
+
+def _upload(row: Row, world: World, folder: Path, path: str) -> tuple[bool, str]:
+    """Return the facade's answer, and what its receipts say became of the objects."""
+    with ArtifactUploader(
+        world.run_id, sink=world.sink, attempts=row.attempts, initial=0.01, storage_options=world.options
+    ) as uploader:
+        answer = uploader.upload_checkpoint(folder, path)
+        statuses = {receipt.status for receipt in uploader.receipts}
+    for status in ("failed", "kept"):
+        if status in statuses or (status == "failed" and not statuses):
+            return answer, status
+    assert statuses <= {"uploaded", "unchanged"}
+    return answer, "uploaded"
+
+
+def _check_lines(answer: str, says: str, lines: list[logging.LogRecord]) -> None:
+    errors = [record for record in lines if record.levelno >= logging.ERROR]
+    text = "\n".join(record.getMessage() for record in lines)
+    if answer == "True":
+        assert not errors, text
+        assert says in text if says else not lines, text
+        return
+    (line,) = errors
+    assert not line.exc_info, text
+    assert says in text, text
+    kept = "It is kept in" in line.getMessage()
+    assert kept == (answer == "kept"), text
+    assert not kept or "`stagesink sync` uploads it." in line.getMessage()
+
+
+def _digests(files: dict[str, bytes]) -> set[str]:
+    return {hashlib.sha256(data).hexdigest() for data in files.values()}
+
+
+def _check_objects(objects: dict[str, bytes], wanted: dict[str, dict[str, str]]) -> None:
+    """Every file is there once, whole, and named by its manifest; and nothing else is."""
+    found = {path: hashlib.sha256(data).hexdigest() for path, data in objects.items()}
+    for name, digests in wanted.items():
+        manifest = json.loads(objects[f"{name}.manifest.json"])
+        assert {each["path"]: each["sha256"] for each in manifest["files"]} == digests
+        for path, sha256 in digests.items():
+            assert found.pop(f"{name}/{path}") == sha256
+        found.pop(f"{name}.manifest.json")
+    assert found == {}, "more is there than was handed over"
