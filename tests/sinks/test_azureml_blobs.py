@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,7 +14,8 @@ from typing import Any
 
 import pytest
 from azureml_lines import Job, Lines, job_on, lines_before
-from faults.proxy import Answer, Delay
+from faults.proxy import Answer, Delay, Fault, Reset
+from outside import running, said
 
 pytest.importorskip("urllib3", reason="comes with the extra azureml")
 
@@ -44,9 +47,9 @@ def md5s(job: Job) -> list[str]:
     ]
 
 
-def holds(job: Job, source: GeneratedSource) -> bool:
-    with job.sink.open(job.key()) as stream:
-        return hashlib.sha256(stream.read()).hexdigest() == source.digest()
+def holds(job: Job, source: GeneratedSource | MemorySource) -> bool:
+    with source.open() as wanted, job.sink.open(job.key()) as stream:
+        return hashlib.sha256(stream.read()).digest() == hashlib.sha256(wanted.read()).digest()
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -142,10 +145,14 @@ def test_another_writer_that_commits_between_our_blocks(job: Job) -> None:
     assert holds(job, ours)
 
 
-def test_two_large_puts_of_one_key_leave_one_whole(job: Job) -> None:
-    sources = [GeneratedSource(LARGE, seed=seed) for seed in (1, 2)]
+A, B, C, D = (GeneratedSource(BLOCK, seed=seed).read() for seed in range(4))
 
-    def put(source: GeneratedSource) -> None:
+
+@pytest.mark.parametrize("data", [(A + B, C + D), (A + B, A + C), (A + B, A + B)], ids=["others", "some", "same"])
+def test_two_large_puts_of_one_key_leave_one_whole(job: Job, data: tuple[bytes, bytes]) -> None:
+    sources = [MemorySource(each) for each in data]
+
+    def put(source: MemorySource) -> None:
         for _ in range(20):
             try:
                 job.sink.put(job.key(), source)
@@ -155,8 +162,7 @@ def test_two_large_puts_of_one_key_leave_one_whole(job: Job) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(put, sources))
-    with job.sink.open(job.key()) as stream:
-        assert hashlib.sha256(stream.read()).hexdigest() in [source.digest() for source in sources]
+    assert any(holds(job, source) for source in sources)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -170,6 +176,190 @@ def test_a_source_that_is_not_as_long_as_it_said(job: Job, size: int, change: in
     with pytest.raises(SourceChanged):
         job.sink.put(job.key(), Lying(size))
     assert job.sink.stat(job.key()) is None
+
+
+# -- going on where another upload ended ------------------------------------------------------------------------------
+
+UPLOAD = """
+    import sys
+    from stagesink.artifacts import ArtifactKey, FileSource
+    from stagesink.sinks.registry import open_sink
+
+    def count(more):
+        global sent
+        sent += more
+        if sent == int(sys.argv[3]):
+            sys.stdin.readline()
+
+    sent = 0
+    print("ready", flush=True)
+    open_sink("azureml:").put(ArtifactKey(sys.argv[1], "folder/a.bin"), FileSource(sys.argv[2]), on_bytes=count)
+"""
+
+
+class _Stopped(Exception):
+    pass
+
+
+def stop_after(job: Job, source: GeneratedSource | MemorySource, size: int) -> None:
+    """Leave an upload's first blocks at the store, and forget what was asked for them."""
+    left = size
+
+    def count(more: int) -> None:
+        nonlocal left
+        left -= more
+        if left <= 0:
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        job.sink.put(job.key(), source, on_bytes=count)
+    job.lines.forget()
+
+
+def sent(job: Job) -> int:
+    """Bytes of blocks that went to the store."""
+    pairs = zip(job.lines.store.requests, job.lines.store.headers, strict=True)
+    return sum(int(headers["content-length"]) for (_, target), headers in pairs if "comp=block&" in target)
+
+
+def test_what_a_killed_process_had_sent_is_not_sent_again(job: Job, tmp_path: Path) -> None:
+    source = GeneratedSource(5 * BLOCK + 4321)
+    file = tmp_path / "a.bin"
+    file.write_bytes(source.read())
+    with running(UPLOAD, job.run_id, file, 3 * BLOCK) as upload:
+        assert said(upload) == "ready"
+        client = job.lines.client(job.key())
+        from azure.core.exceptions import ResourceNotFoundError
+
+        there: list[Any] = []
+        while len(there) < 3:
+            assert upload.poll() is None
+            time.sleep(0.02)
+            with suppress(ResourceNotFoundError):
+                there = client.get_block_list("uncommitted")[1]
+        upload.kill()
+        assert upload.wait() == -signal.SIGKILL
+    assert job.sink.stat(job.key()) is None
+    job.lines.forget()
+    counted: list[int] = []
+    stored = job.sink.put(job.key(), source, on_bytes=counted.append)
+    assert sent(job) == 2 * BLOCK + 4321
+    assert (stored.size, sum(counted)) == (source.length, source.length)
+    assert holds(job, source)
+    assert client.get_block_list("uncommitted")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sends"),
+    [
+        (A + B + C, A + B + C, BLOCK),
+        (A + B + C, A + D + C, 2 * BLOCK),
+        (A + B + C, D + B + C, 2 * BLOCK),
+        (A + B + C, B + A + C, 3 * BLOCK),  # what is elsewhere now counts as other bytes
+        (A + B + C, A + B[:-1], BLOCK - 1),
+        (A + B + C, A + B + C + D, 2 * BLOCK),
+    ],
+    ids=["same", "a later one", "the first", "exchanged", "shorter", "longer"],
+)
+def test_of_a_file_that_changed_the_same_blocks_are_spared(job: Job, before: bytes, after: bytes, sends: int) -> None:
+    stop_after(job, MemorySource(before), 2 * BLOCK)
+    source = MemorySource(after)
+    counted: list[int] = []
+    assert job.sink.put(job.key(), source, on_bytes=counted.append).size == sum(counted) == len(after)
+    assert sent(job) == sends
+    assert holds(job, source)
+
+
+def test_a_source_of_unknown_size_goes_on_too(job: Job) -> None:
+    source = GeneratedSource(LARGE, sized=False)
+    stop_after(job, source, 2 * BLOCK)
+    job.sink.put(job.key(), source)
+    assert sent(job) == 4321
+    assert holds(job, source)
+
+
+def test_a_new_attempt_of_the_same_process_goes_on_too(job: Job) -> None:
+    source = GeneratedSource(LARGE)
+    job.lines.store.plan(Answer(503), method="PUT", path="comp=blocklist")
+    with pytest.raises(TransientSinkError):
+        job.sink.put(job.key(), source)
+    job.lines.forget()
+    job.sink.put(job.key(), source)
+    assert sent(job) == 0
+    assert holds(job, source)
+
+
+def test_what_was_committed_is_sent_again_so_that_it_mends(job: Job) -> None:
+    source = GeneratedSource(LARGE)
+    job.sink.put(job.key(), source)
+    job.lines.forget()
+    job.sink.put(job.key(), source)
+    assert sent(job) == LARGE
+
+
+def test_a_first_upload_asks_for_no_list(job: Job) -> None:
+    job.sink.put(job.key(), GeneratedSource(LARGE))
+    assert job.service.calls == ["register"]
+    assert job.lines.blobs("GET") == []
+
+
+@pytest.mark.parametrize("why", ["permission", "container"])
+def test_where_the_list_may_not_be_read_all_is_sent(job: Job, why: Any) -> None:
+    source = GeneratedSource(LARGE)
+    stop_after(job, source, BLOCK)
+    job.service.faults.bad_urls(why, call="content")
+    job.sink.put(job.key(), source)
+    assert job.service.faults.pending == 0
+    assert sent(job) == LARGE
+    assert holds(job, source)
+
+
+IDS = {"x-ms-request-id": "1"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer(200, body=b"<html>Please sign in</html>"), Answer(200, body=b"\xff", headers=IDS), Answer(400)],
+    ids=["a page", "no list", "refused"],
+)
+def test_an_answer_that_is_no_list_costs_only_time(job: Job, answer: Answer) -> None:
+    source = GeneratedSource(LARGE)
+    stop_after(job, source, BLOCK)
+    job.lines.store.plan(answer, method="GET", path="comp=blocklist")
+    job.sink.put(job.key(), source)
+    assert sent(job) == LARGE
+    assert holds(job, source)
+
+
+@pytest.mark.parametrize("fault", [Answer(503, retry_after=3), Reset()], ids=str)
+def test_a_list_that_could_not_be_had_just_now_is_asked_for_again(job: Job, fault: Fault) -> None:
+    source = GeneratedSource(LARGE)
+    stop_after(job, source, 2 * BLOCK)
+    job.lines.store.plan(fault, method="GET", path="comp=blocklist")
+    with pytest.raises(TransientSinkError) as caught:
+        job.sink.put(job.key(), source)
+    assert caught.value.retry_after == getattr(fault, "retry_after", None)
+    assert job.lines.blobs("PUT") == []
+    job.lines.forget()
+    job.sink.put(job.key(), source)
+    assert sent(job) == 4321
+
+
+def test_a_list_of_blocks_that_are_gone_commits_nothing(job: Job) -> None:
+    """Another writer's commit drops them between the list and ours."""
+    source = MemorySource(A + B)
+    stop_after(job, source, 2 * BLOCK)
+    client = job.lines.client(job.key())
+    names = [f"{number:016d}{hashlib.md5(block).hexdigest()}".encode() for number, block in enumerate((A, B, C))]
+    entries = (f"<Block><Name>{base64.b64encode(n).decode()}</Name><Size>{BLOCK}</Size></Block>" for n in names)
+    body = f"<BlockList><UncommittedBlocks>{''.join(entries)}</UncommittedBlocks></BlockList>".encode()
+    job.lines.store.plan(Answer(200, body=body, headers=IDS), method="GET", path="comp=blocklist")
+    with pytest.raises(TransientSinkError, match="InvalidBlockList"):
+        job.sink.put(job.key(), MemorySource(A + B + C))
+    assert job.sink.stat(job.key()) is None
+    assert len(client.get_block_list("uncommitted")[1]) == 2
+    job.sink.put(job.key(), source)
+    assert holds(job, source)
 
 
 # -- URLs that end -----------------------------------------------------------------------------------------------------
