@@ -71,12 +71,13 @@ def test_no_key_and_no_signature_goes_elsewhere(there: Elsewhere, name: str, car
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_no_shared_access_signature_goes_elsewhere(there: Elsewhere, status: int) -> None:
-    sent_elsewhere(there, "az by sas", "fsspec", status)
+    sent_elsewhere(there, "az by sas", "whoever carries it", status)
     assert_told_nothing(there, [SIGNATURE])
 
 
-@pytest.mark.xfail(strict=True, reason="its client cannot be told to follow nobody, and says where it comes from")
-@pytest.mark.parametrize(("name", "secret"), [("az by sas", SIGNATURE), ("s3", TOKEN)], ids=["sas", "session token"])
-def test_nothing_that_obstore_is_told_goes_elsewhere(there: Elsewhere, name: str, secret: str) -> None:
-    sent_elsewhere(there, name, "obstore", 307)
-    assert_told_nothing(there, [secret])
+@pytest.mark.xfail(
+    strict=True, reason="its client cannot be told to follow nobody; without the secret key it opens nothing"
+)
+def test_no_session_token_goes_elsewhere(there: Elsewhere) -> None:
+    sent_elsewhere(there, "s3", "obstore", 307)
+    assert_told_nothing(there, [TOKEN])

@@ -12,7 +12,6 @@ _OPTIONS = {
     "account_name",
     "account_key",
     "connection_string",
-    "sas_token",
     "anon",
     "connection_timeout",
     "read_timeout",
@@ -22,7 +21,6 @@ _HOST = re.compile(r"(?:(?P<container>[^@]+)@)?(?P<account>[^.@]+)\.(?:dfs|blob)
 _CONNECTION = {
     "accountname": "account_name",
     "accountkey": "account_key",
-    "sharedaccesssignature": "sas_key",
     "blobendpoint": "endpoint",
     "defaultendpointsprotocol": "",
     "endpointsuffix": "",
@@ -43,7 +41,7 @@ UNDERSTOOD = frozenset(
 
 HARMLESS = frozenset(
     {
-        # How to fetch a token: of no account where a key or a SAS is given.
+        # How to fetch a token: of no account where a key is given.
         "AZURE_AUTHORITY_HOST",
         "AZURE_AUTHORITY_ID",
         "AZURE_CLIENT_ID",
@@ -119,11 +117,11 @@ def _access(account: str | None, options: Mapping[str, Any], environ: Mapping[st
     connection = told("connection_string")
     if connection:
         return _of_connection_string(str(connection))
-    name, key, sas = account or told("account_name"), told("account_key"), told("sas_token")
-    if not name or not (key or sas):
-        return None
+    name, key = account or told("account_name"), told("account_key")
+    if not name or not key:
+        return None  # a SAS too: obstore follows redirects, and would tell the other host the URL that it came from
     endpoint = f"https://{options.get('account_host') or f'{name}.blob.core.windows.net'}"
-    return _one_secret({"account_name": str(name), "endpoint": endpoint}, key, sas)
+    return _with_key(str(name), endpoint, key)
 
 
 def _of_connection_string(text: str) -> dict[str, str] | None:
@@ -136,17 +134,12 @@ def _of_connection_string(text: str) -> dict[str, str] | None:
     if not endpoint and name:
         protocol, suffix = given.get("defaultendpointsprotocol", "https"), given.get("endpointsuffix")
         endpoint = f"{protocol}://{name}.blob.{suffix or 'core.windows.net'}"
-    if not (endpoint and name):
+    key = given.get("accountkey")
+    if not (endpoint and name and key):
         return None  # the account's name may be in the endpoint alone
-    return _one_secret(
-        {"account_name": name, "endpoint": endpoint}, given.get("accountkey"), given.get("sharedaccesssignature")
-    )
+    return _with_key(name, endpoint, key)
 
 
-def _one_secret(access: dict[str, str], key: Any, sas: Any) -> dict[str, str] | None:
-    """Add the secret, and say which kind it is: of those that the environment holds, another might win."""
-    if key:
-        return {**access, "account_key": str(key), "credential_type": "access_key"}
-    if sas:
-        return {**access, "sas_key": str(sas).lstrip("?"), "credential_type": "sas_token"}
-    return None
+def _with_key(name: str, endpoint: str, key: Any) -> dict[str, str]:
+    """Say which kind of secret it is: of those that the environment holds, another might win."""
+    return {"account_name": name, "endpoint": endpoint, "account_key": str(key), "credential_type": "access_key"}
