@@ -954,6 +954,14 @@ def test_files_that_are_not_the_manifests_do_not_land(checkpoint: Path, tmp_path
     assert contents(old) == {"config.json": b"old"}
 
 
+def test_an_archive_that_is_larger_than_its_manifest_says_fills_no_disk(tmp_path: Path, small_disk: Path) -> None:
+    archive = pack(tmp_path / "bomb.tar.gz", member("a", b"a"), member("b", bytes(64 << 20)))
+    manifest = {"files": [{"path": "a", "size": 1, "sha256": hashlib.sha256(b"a").hexdigest()}], "extracted_path": ""}
+    with pytest.raises(VerificationError, match="more than its manifest says, from b on"):
+        extract_checkpoint_archive(archive, small_disk / "out", manifest=manifest)
+    assert os.listdir(small_disk) == []
+
+
 @pytest.mark.parametrize("manifest", [{}, {"files": 3}, {"files": ["a"]}, {"files": [{"path": "a"}]}])
 def test_a_manifest_that_is_none(checkpoint: Path, tmp_path: Path, manifest: dict[str, Any]) -> None:
     archive, _ = create_checkpoint_archive(checkpoint, 1, tmp_path / "a.tar.gz")

@@ -39,6 +39,7 @@ from stagesink.errors import (
 _TEMP_PREFIX = ".unpacking-"  # other than LocalSink's, which it sweeps
 _ZSTD_READ_BYTES = 1 << 10  # its output cannot be bounded, but four bytes give 128 KiB at most, so these give 32 MiB
 _HEADERS_WITH_TEXT = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_MORE_BYTES = 1 << 20  # than its manifest says an archive may hold before it is given up: a bomb fills no disk
 _MAX_HEADER_BYTES = 1 << 20  # tarfile reads such text in one piece, whatever size it claims
 
 
@@ -93,7 +94,8 @@ def extract_checkpoint_archive(
     with _writing(target), _unpacked(archive) as tar_stream, _staging(target) as staging:
         unpacked = staging / "files"  # not the private staging folder itself: this one may become the target
         unpacked.mkdir()
-        members = _unpack(archive, tar_stream, unpacked)
+        most = None if expected is None else sum(proof.size for proof in expected.values()) + _MORE_BYTES
+        members = _unpack(archive, tar_stream, unpacked, most)
         payload, members = _strip(unpacked, members, top)
         files = {path: proof for path, proof in members.items() if proof is not None}
         if not files:
@@ -260,11 +262,17 @@ def _chunks(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Ite
             yield chunk
 
 
-def _unpack(archive: Path, tar_stream: BinaryIO, folder: Path) -> dict[str, _Proof | None]:
-    """Write the members into ``folder``. Returns size and hash of each file, None for a folder."""
+def _unpack(archive: Path, tar_stream: BinaryIO, folder: Path, most: int | None) -> dict[str, _Proof | None]:
+    """Write the members into ``folder``, no more than ``most`` bytes. Returns size and hash of each file, None for a
+    folder.
+    """
     found: dict[str, _Proof | None] = {}
+    total = 0
     for member, chunks in _members(archive, tar_stream):
         path = _safe_path(archive, member)
+        total += member.size
+        if most is not None and total > most:
+            raise VerificationError(f"{archive} holds more than its manifest says, from {path} on.")
         if not member.isdir():
             found[path] = _write_file(archive, member, chunks, folder / path)
         elif path:  # an archive of "." has a member for the target itself
