@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -184,6 +185,35 @@ def test_what_another_did_meanwhile_counts(memory: MemorySink) -> None:
         memory.put(ArtifactKey(RUN, MANIFEST), MemorySource(other.manifest(keys).to_bytes()))
     late.join()
     assert held(memory) == {"tree/a": b"new"}  # the other's file is known, and removed
+
+
+def test_what_another_commits_just_before_its_turn_ends_is_known(memory: MemorySink) -> None:
+    """The other ends after this one has put its note and before it lists: nobody is met, and much has changed."""
+    other = turn(memory)
+    other.announce()
+    other.wait()
+
+    class Late(FaultySink):
+        def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+            if prefix == NOTES_FOLDER and other.is_mine:
+                asked.wait(0.3)  # for anything that does not wait for this listing
+                added = plan({"b": b"theirs"})
+                memory.put(ArtifactKey(RUN, "tree/b"), MemorySource(b"theirs"))
+                digests = {item.key: (6, hashlib.sha256(b"theirs").hexdigest()) for item in added.objects}
+                memory.put(ArtifactKey(RUN, MANIFEST), MemorySource(added.manifest(digests).to_bytes()))
+                other.end()
+            return super().list(run_id, prefix)
+
+        def open(self, key: ArtifactKey) -> Any:
+            try:
+                return super().open(key)
+            finally:
+                asked.set()
+
+    asked = threading.Event()
+    Transfer(Late(memory, notes=True), QUICK).run(replace(plan({"a": b"mine"}), adds=True))
+    (manifest,) = list_committed(memory, RUN)
+    assert {entry.path for entry in manifest.files} == {"a", "b"}
 
 
 def test_one_who_goes_on_writing_is_a_conflict_that_says_who(memory: MemorySink, impatient: None) -> None:
@@ -452,13 +482,9 @@ class Together(FaultySink):
         return super()._begin(operation, path)
 
 
-def test_a_turn_costs_three_requests_of_which_two_go_beside_others(memory: MemorySink) -> None:
-    sink = Together(
-        memory,
-        {f"list {NOTES_FOLDER}", f"open {MANIFEST}"},
-        {f"delete {NOTES_FOLDER}", f"stat {MANIFEST}"},
-    )
+def test_a_turn_costs_three_requests_of_which_one_goes_beside_another(memory: MemorySink) -> None:
+    sink = Together(memory, {f"delete {NOTES_FOLDER}", f"stat {MANIFEST}"})
     Transfer(sink, QUICK).run(plan({"a": b"1"}))
+    before = [f"put {NOTES_FOLDER}", f"list {NOTES_FOLDER}", f"open {MANIFEST}"]
+    assert sink.asked[:6] == [*before, "put tree/a", "stat tree/a", f"put {MANIFEST}"]
     assert len(sink.asked) == 8
-    assert sink.asked[0] == f"put {NOTES_FOLDER}"
-    assert sink.asked[3:6] == ["put tree/a", "stat tree/a", f"put {MANIFEST}"]

@@ -14,7 +14,7 @@ from stagesink.transfer.plan import Plan
 from stagesink.transfer.pool import run_jobs
 from stagesink.transfer.progress import ProgressCallback
 from stagesink.transfer.rank_run import RankRun
-from stagesink.transfer.run import Effort, Run, start_call
+from stagesink.transfer.run import Effort, Run
 from stagesink.transfer.turns import Turn
 
 _ASK_UP_TO = 8  # plans of one object; for more, two listings of the run spare each its questions
@@ -146,16 +146,10 @@ class Transfer:
     def _begin_together(self, effort: Effort, turn: Turn, plans: int) -> ArtifactSink:
         """Take a turn for many plans, and ask the store about all of them at once where that spares questions."""
         turn.announce()
-        waiting = start_call(turn.wait)
+        turn.wait()
         if plans <= _ASK_UP_TO:
-            waiting.result()
             return self.sink
-
-        def ask() -> ListedSink:
-            return ListedSink(self.sink, turn.run_id)
-
-        sink = effort.retry.call(ask)
-        return sink if waiting.result() else effort.retry.call(ask)
+        return effort.retry.call(lambda: ListedSink(self.sink, turn.run_id))
 
 
 def _run_of(effort: Effort, plan: Plan) -> Run:

@@ -30,8 +30,9 @@ out after all, later than the next writer's own. No store that we know lets one 
 Where a store is known to be unable to remove anything, as through mlflow's own client, each turn would leave an empty
 note for good: a writer that writes alone looks for others there, and leaves none itself. Two at once can mix there.
 
-Cost: a put and a listing before the first byte, the listing side by side with the questions about what lies there,
-and a removal at the end, side by side with the look at the manifest: one round trip more than without.
+Cost: a put and a listing before the first question, and a removal at the end, side by side with the look at the
+manifest: two round trips more than without. What lies there is asked after the listing, not beside it: another may
+commit and end its turn between an answer and the listing, which then shows nobody.
 
 Those of one group (the ranks of a job) take one turn together; see :mod:`stagesink.transfer.ranks`.
 """
