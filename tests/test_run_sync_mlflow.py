@@ -26,7 +26,9 @@ from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Sync
 from stagesink.run_sync import RunOutcome, RunSync
+from stagesink.server_runs import MlflowRuns
 from stagesink.sinks import open_sink
+from stagesink.sinks.runs import Logged
 from stagesink.trackers import MLflowSweepTracker, MLflowTrainingTracker
 from stagesink.transfer import TransferOptions
 
@@ -478,6 +480,34 @@ def test_an_answer_that_is_lost_doubles_nothing(
     run = the_run(client, experiment, tracker.run_id)
     assert run.info.status == "FINISHED"
     assert history(client, run, "loss") == [(1, 1.0)]
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow has come to warn of stores in files
+def test_a_batch_that_may_have_arrived_is_not_doubled_where_metrics_are_files(
+    mlflow: Any, outbox: Outbox, offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    store = f"file://{tmp_path}/mlruns"
+    with MLflowTrainingTracker(sink=f"mlflow+{store}", experiment="in files") as tracker:
+        for step in range(3):
+            tracker.log_metrics({"loss": step / 7, "odd": math.nan}, step)
+    log = MlflowRuns.log
+
+    def log_and_lose_the_answer(runs: MlflowRuns, run_id: str, logged: Logged) -> None:
+        log(runs, run_id, logged)
+        raise TransientSinkError("The answer was lost.")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(MlflowRuns, "log", log_and_lose_the_answer)
+        runs = RunSync(outbox)
+        with Sync(outbox, open_sink, OPTIONS, run_of=runs.run_of) as sync:
+            (outcome,) = runs.everything(sync)
+        assert isinstance(outcome.error, TransientSinkError)
+    synced(outbox)
+    client = mlflow.MlflowClient(store)
+    run = the_run(client, "in files", tracker.run_id)
+    assert history(client, run, "loss") == [(step, step / 7) for step in range(3)]
+    assert [step for step, _ in history(client, run, "odd")] == [0, 1, 2]
 
 
 def test_two_syncs_at_once_make_it_once(
