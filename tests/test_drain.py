@@ -211,7 +211,7 @@ def test_a_forked_child_does_not_drain(tmp_path: Path) -> None:
         (base / "open").touch()
         assert stagesink.flush(60)
     """
-    with trainer(tmp_path, program) as process:
+    with trainer(tmp_path, program, PYTHONWARNINGS="ignore") as process:
         heard(process, "child")
         out, told = process.communicate("\n", timeout=60)
         assert "child ended by 15" in out
