@@ -304,6 +304,28 @@ def test_a_damaged_index_is_made_anew_and_its_bytes_are_set_aside(
     assert again.rows() == []
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"checkpoint", b"check\xffoint"),  # text that is none
+        (b"file:/somewhere", b"file:/\xff\xffmewhere"),
+        (b"priority INTEGER", b"priorit\xff INTEGER"),
+        (b"priority INTEGER", b"prioritx INTEGER"),  # of another version
+    ],
+)
+def test_one_wrong_byte_in_the_index_costs_nothing(
+    outbox: Outbox, settings: OutboxSettings, checkpoint: Path, old: bytes, new: bytes
+) -> None:
+    entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    outbox.close()
+    index = outbox.path / "index.db"
+    assert old in index.read_bytes()
+    index.write_bytes(index.read_bytes().replace(old, new))
+    again = Outbox(settings)
+    assert [(row.id, row.path, row.sink) for row in again.rows()] == [(entry.id, "checkpoint", SINK)]
+    again.close()
+
+
 def test_an_index_damaged_while_it_is_open_is_mended(outbox: Outbox, checkpoint: Path) -> None:
     entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
     with (outbox.path / "index.db").open("r+b") as file:

@@ -80,6 +80,11 @@ class Row:
 
 
 _COLUMNS = tuple(each.name for each in fields(Row))
+_TABLES = {
+    "entry": {*_COLUMNS},
+    "landed": {"entry", "path", "size", "sha256"},
+    "source": {"path", "inode", "size", "mtime_ns", "rewritten"},
+}
 
 
 class Index:
@@ -201,6 +206,9 @@ class Index:
         with self._lock:
             try:
                 yield self._connected()
+            except UnicodeDecodeError as error:  # what it holds, or what sqlite says of it
+                self.close()
+                raise DamagedIndex(f"{self.path} is damaged: it holds text that is none") from error
             except sqlite3.Error as error:
                 self.close()
                 if is_damage(error) or _is_cut(self.path):
@@ -220,7 +228,12 @@ class Index:
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
         )
+        connection.text_factory = _text
         try:
+            for table, columns in _TABLES.items():
+                found = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+                if found and found != columns:
+                    raise DamagedIndex(f"{self.path} is damaged, or of another version: {table} has other columns")
             connection.execute("PRAGMA journal_mode = WAL")  # stays what it was where the file system knows no mmap
             connection.execute("PRAGMA synchronous = FULL")
             connection.executescript(_SCHEMA)
@@ -229,6 +242,14 @@ class Index:
             raise
         self._connection, self._opened = connection, (os.getpid(), _inode(self.path))
         return connection
+
+    def is_sound(self) -> bool:
+        """Read all of it, and tell whether it is as it should be."""
+        try:
+            self.rows()
+            return bool(self._ask("PRAGMA integrity_check") == [("ok",)])
+        except DamagedIndex:
+            return False
 
     def set_aside(self) -> Path:
         """Move the damaged file out of the way, and return where it is now."""
@@ -243,6 +264,10 @@ class Index:
 
 class DamagedIndex(OutboxError):
     """The index is no sqlite file any more. The entries are not touched by that."""
+
+
+def _text(data: bytes) -> str:
+    return data.decode()  # sqlite3's own raises, where this fails, what it raises for a lock, too
 
 
 def is_damage(error: sqlite3.Error) -> bool:

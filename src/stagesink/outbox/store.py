@@ -426,9 +426,7 @@ class Outbox:
 
     def _mend(self, error: DamagedIndex) -> None:
         with FileLock(self.path / "mending.lock", mode=0o600, timeout=60):
-            try:
-                self._index.ids()  # another process may have been the quicker one
-            except DamagedIndex:
+            if not self._index.is_sound():  # else another process was the quicker one
                 aside = self._index.set_aside()
                 _log.warning("%s. It is now %s, and was made anew from the entries.", error.message, aside)
 
