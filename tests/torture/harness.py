@@ -100,8 +100,7 @@ class Torture:
             if row.kills >= kills or (until is not None and time.monotonic() > until):
                 break
             kill = next(plans[name])
-            self._once(row, clients[name].phase, kill)
-            if kill.at and kill.workers == 1:
+            if self._once(row, clients[name].phase, kill) and kill.at and kill.workers == 1:
                 hit.add((kill.client, kill.at))
         row.hit = len(hit)
         row.seconds = time.monotonic() - start
@@ -118,12 +117,14 @@ class Torture:
         folder.mkdir(exist_ok=True)
         return PHASES[name](Setting(self.store, self.worker, self.sources, folder), client)
 
-    def _once(self, row: Row, phase: Phase, kill: Kill) -> None:
+    def _once(self, row: Row, phase: Phase, kill: Kill) -> bool:
+        """Do it, and tell whether the worker was killed before it was done."""
         run, steps = phase.begin(Random(f"{self.seed} {kill}"))
         folder = phase.setting.folder
         answer = self.worker.do(run, steps, folder, kill)
         problems: list[tuple[str, Verdict]] = []
-        if answer.ended == "killed":
+        killed = answer.ended == "killed"
+        if killed:
             row.kills += 1
             row.by_time += kill.seconds is not None
             at = answer.at or "by time"
@@ -139,6 +140,7 @@ class Torture:
         problems.append(("At the end", phase.at_the_end()))
         phase.end()
         self._note(row, kill, problems)
+        return killed
 
     def _note(self, row: Row, kill: Kill, problems: list[tuple[str, Verdict]]) -> None:
         found = [(when, verdict) for when, verdict in problems if verdict]
