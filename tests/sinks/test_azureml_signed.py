@@ -94,3 +94,18 @@ def test_what_renewing_raises_is_raised_and_the_next_asks_again() -> None:
 
 def test_its_repr_shows_no_signature() -> None:
     assert "s3cret" not in repr(SignedUrl(url(1), str))
+
+
+def test_one_that_is_not_here_yet_is_asked_for_once_when_it_is_needed() -> None:
+    asked: list[str] = []
+
+    def renew() -> str:
+        asked.append("")
+        return url(3600)
+
+    it = SignedUrl(None, renew)
+    assert repr(it) == "SignedUrl(None)"
+    assert asked == []
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: it.current(), range(4)))) == 1
+    assert len(asked) == 1

@@ -39,6 +39,7 @@ _VERSION = "2021-12-02"  # of the blob service's API
 _WHOLE = 4 << 20  # bytes sent in one request
 _BLOCK = 8 << 20
 _BLOCKS = 50_000  # of one blob
+_RESUMED = 2 * _BLOCK  # from here on it is asked what is there: that costs a round trip, and would spare less
 _WINDOW = 16 << 20  # bytes asked for at once when reading
 # One block of a list. Names are base64, which XML leaves as it is.
 _LISTED = re.compile(rb"<Name>([A-Za-z0-9+/=]+)</Name>\s*<Size>(\d+)</Size>")
@@ -122,6 +123,8 @@ class Blobs:
             The bytes that the store took, and the digests that it computed of them.
         """
         doing = f"{what} could not be put"
+        if size is not None and size <= _RESUMED:
+            begun = None
         if size is None or size <= _WHOLE:
             first = read(stream, _WHOLE + 1 if size is None else size + 1)
             if size is not None and len(first) != size:
@@ -174,6 +177,7 @@ class Blobs:
     ) -> int:
         with ThreadPoolExecutor(1, "stagesink-blocks") as pool:
             asked = pool.submit(self._left, begun, doing) if begun is not None else None
+            url.current()  # asked for meanwhile, where it is not here yet
 
             def put(number: int, piece: memoryview) -> tuple[str, int]:
                 md5 = _md5(piece)

@@ -86,7 +86,7 @@ class AzureMLSink:
             url = self._registrar(run).url(key.path)
             # Behind a path that is new nothing was begun.
             begun = partial(self._begun, run, key) if url is None else None
-            signed = SignedUrl(url or run.write_url(key.path), partial(run.write_url, key.path))
+            signed = SignedUrl(url, partial(run.write_url, key.path))
             taken = self._blobs.put(signed, stream, size, f"{run.uri}/{key.path}", on_bytes, begun)
         return self._describe(run, key, *taken)
 
