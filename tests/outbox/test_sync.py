@@ -211,6 +211,19 @@ def test_what_was_written_through_a_link_does_away_with_nothing_that_landed_befo
         assert (store.folder / "run" / "checkpoint.manifest.json").is_file()
 
 
+def test_an_index_that_lies_sends_nothing_to_another_place(
+    outbox: Outbox, settings: OutboxSettings, store: Store, tmp_path: Path
+) -> None:
+    outbox.keep(file_plan(tmp_path, "a.txt", "a"), store.uri)
+    outbox.close()
+    index = outbox.path / "index.db"
+    index.write_bytes(index.read_bytes().replace(b"a.txt", b"b.txt"))
+    assert statuses(synced(Outbox(settings))) == [("b.txt", "failed")]
+    assert not store.folder.exists()
+    index.unlink()
+    assert statuses(synced(Outbox(settings))) == [("a.txt", "landed")]
+
+
 def test_what_another_process_holds_is_left_to_it(
     outbox: Outbox, reopened: Outbox, store: Store, tmp_path: Path
 ) -> None:

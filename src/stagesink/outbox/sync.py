@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from stagesink.artifacts import Receipt
-from stagesink.errors import SinkAuthError, SourceError, StagesinkError, TransferError, TransientSinkError
+from stagesink.errors import OutboxError, SinkAuthError, SourceError, StagesinkError, TransferError, TransientSinkError
 from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import Entry, overlap
 from stagesink.outbox.index import Row
@@ -150,8 +150,8 @@ class Sync:
                 else:
                     if taken and taken[-1][0] is row:
                         try:
-                            taken[-1][1].check()  # first: half of it would do away with what lies there
-                        except SourceError as error:
+                            _check(*taken[-1])
+                        except (SourceError, OutboxError) as error:
                             yield self._failed(row, error)
                         else:
                             held[row.id] = _Held(*taken[-1], [old for old, _ in taken[:-1]])
@@ -261,6 +261,17 @@ class _Journal:
                 entries.setdefault(self._entry_of[receipt.key], []).append(noted)
         for entry_id, objects in entries.items():
             self._outbox.note_landed(entry_id, objects)
+
+
+def _check(row: Row, entry: Entry) -> None:
+    """See, before anything changes in the store, that an entry is what the index says, and its files what was kept."""
+    true = Row.of(entry)
+    if (row.sink, row.run_id, row.path, row.adds) != (true.sink, true.run_id, true.path, true.adds):
+        raise OutboxError(
+            f"The index takes the entry {row.id} for another upload.",
+            hint="Remove index.db from the outbox: it is made anew from the entries.",
+        )
+    entry.check()
 
 
 def _newest(rows: list[Row]) -> list[Row]:
