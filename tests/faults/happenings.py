@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import Any
 
-from faults.proxy import Fault, FaultProxy
+from faults.proxy import Answer, CutRequest, Fault, FaultProxy, Stall
 from faults.worlds import World
 from outside import running, said, small_disk
 
@@ -86,6 +86,41 @@ def each_line(happening: Callable[[FaultProxy], AbstractContextManager[None]]) -
             yield
 
     return happens
+
+
+@contextmanager
+def ends_midway(world: World) -> Iterator[None]:
+    """Let what gives access end while a large file is sent: in its parts, or in its one request."""
+    assert world.line is not None
+    if world.kind == "s3":
+        world.line.plan(refusal("ExpiredToken"), times=ALWAYS, path="partNumber=2")
+    elif world.kind == "azureml":  # its URLs are renewed
+        world.line.plan(refusal("AuthenticationFailed"), method="PUT", path="comp=block&")
+    else:
+        world.line.plan(CutRequest(1 << 20, Answer(401)), times=ALWAYS, method="PUT", path="large.bin")
+    yield
+    world.line.forget()
+
+
+def refusal(code: str) -> Answer:
+    """403 as a store words it."""
+    body = f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>no</Message></Error>'
+    headers = {"x-ms-error-code": code, "x-ms-request-id": "1", "x-ms-version": "2021-12-02"}
+    return Answer(403, body=body.encode(), headers=headers)
+
+
+@contextmanager
+def stalls(world: World) -> Iterator[None]:
+    """Have one request of a client that waits two seconds stay without an answer."""
+    with once(Stall(), path="model.bin")(world), world.monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+        if world.kind == "s3":
+            patch.setitem(world.options, "config_kwargs", {"read_timeout": 2.0})
+        if world.kind == "azureml":
+            from stagesink.sinks._http import pools
+
+            patch.setitem(pools.pool_manager.__kwdefaults__, "seconds", 2.0)
+        yield
 
 
 @contextmanager

@@ -7,15 +7,20 @@ import json
 import logging
 import random
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faults.table import ROWS, Row, Sink
 from faults.worlds import World
-from outside import files_in
+from outside import _environ, files_in
 
 from stagesink import ArtifactUploader
+
+LIMITED = Path(__file__).with_name("limited.py")
 
 
 def rows_of(sink: Sink) -> list[Any]:
@@ -43,7 +48,8 @@ def run_cell(row: Row, world: World, caplog: pytest.LogCaptureFixture) -> None:
             assert _upload(row, world, earlier, "earlier") == (False, "kept")
     caplog.clear()
     with row.happening(world):
-        answer = _upload(row, world, world.checkpoint, "checkpoint")
+        upload = _upload_in_a_process if row.short_of else _upload
+        answer = upload(row, world, world.checkpoint, "checkpoint")
         lines = [record for record in caplog.records if record.name == "stagesink" and record.levelno > logging.INFO]
         assert answer == {"True": (True, "uploaded"), "kept": (False, "kept"), "False": (False, "failed")}[cell.answer]
         _check_lines(cell.answer, cell.says, lines)
@@ -57,7 +63,12 @@ def run_cell(row: Row, world: World, caplog: pytest.LogCaptureFixture) -> None:
     if cell.answer == "False":
         caplog.clear()
         assert _upload(row, world, world.checkpoint, "checkpoint") == (True, "uploaded")
-    assert {outcome.status for outcome in world.sync()} <= {"landed"}
+    waiting = len(list((world.outbox / "entries").glob("*")))
+    assert bool(waiting) == (cell.answer == "kept")
+    with ThreadPoolExecutor(row.syncs) as pool:
+        outcomes = [outcome for synced in pool.map(lambda _: world.sync(), range(row.syncs)) for outcome in synced]
+    statuses = [outcome.status for outcome in outcomes if outcome.status != "held"]
+    assert statuses == ["landed"] * waiting
     assert world.sync() == []
     assert not any((world.outbox / "entries").glob("*"))
     assert not any((world.outbox / "entries").glob(".*"))
@@ -102,11 +113,26 @@ def _upload(row: Row, world: World, folder: Path, path: str) -> tuple[bool, str]
     ) as uploader:
         answer = uploader.upload_checkpoint(folder, path)
         statuses = {receipt.status for receipt in uploader.receipts}
+    return answer, _what_became(statuses)
+
+
+def _upload_in_a_process(row: Row, world: World, folder: Path, path: str) -> tuple[bool, str]:
+    """Do it in a process that is short of something, and log here what it logged. It ends well."""
+    given = json.dumps([row.short_of, world.run_id, world.sink, world.options, str(folder), path])
+    done = subprocess.run([sys.executable, LIMITED, given], capture_output=True, text=True, timeout=60, env=_environ())
+    assert done.returncode == 0, done.stderr
+    answer, statuses, lines = json.loads(done.stdout)
+    for level, text in lines:
+        logging.getLogger("stagesink").log(level, "%s", text)
+    return answer, _what_became(set(statuses))
+
+
+def _what_became(statuses: set[str]) -> str:
     for status in ("failed", "kept"):
         if status in statuses or (status == "failed" and not statuses):
-            return answer, status
+            return status
     assert statuses <= {"uploaded", "unchanged"}
-    return answer, "uploaded"
+    return "uploaded"
 
 
 def _check_lines(answer: str, says: str, lines: list[logging.LogRecord]) -> None:

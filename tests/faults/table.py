@@ -71,6 +71,10 @@ class Row:
         What the checkpoint holds in the end is what is to land.
     aside : bool
         The damaged index is set aside, with its bytes.
+    short_of : str
+        The process is one of its own, and short of ``open files``, ``memory`` or ``file size``.
+    syncs : int
+        How many sync afterwards, at once.
     """
 
     what: str
@@ -85,6 +89,8 @@ class Row:
     tls: bool = False
     changes: bool = False
     aside: bool = False
+    short_of: str = ""
+    syncs: int = 1
 
     def cell(self, sink: Sink) -> Cell:
         cell: Cell = getattr(self, sink)
@@ -139,6 +145,15 @@ ROWS: tuple[Row, ...] = (
     net("names are not resolved any more", h.no_names, kept("cannot be reached")),
     net("TLS is cut in the middle of its handshake", h.each_line(FaultProxy.cutting), kept("broke"), tls=True),
     net("the server starts again in the middle of an upload", once(Restart(0.15)), lands(), attempts=60),
+    net(
+        "the token, or the signature, ends in the middle of a large file",
+        h.ends_midway,
+        kept("answered 401"),
+        s3=kept("Check the credentials"),
+        azureml=lands(),
+        large=True,
+    ),
+    net("the store takes a request and says nothing, once", h.stalls, lands()),
     net(
         "a proxy's log-in page answers",
         wire(PAGE),
@@ -266,5 +281,31 @@ ROWS: tuple[Row, ...] = (
         "the backend is gone, and a file grows while it is kept",
         both(while_read(h.grows, once=False, keeping=True), h.away),
         refused("changed"),
+    ),
+    all_sinks(
+        "the process is out of file descriptors", h.nothing, refused("Too many open files"), short_of="open files"
+    ),
+    all_sinks(
+        "the process is out of memory (RLIMIT_AS)", h.nothing, kept("Unexpected RuntimeError"), short_of="memory"
+    ),
+    all_sinks(
+        "files may not be large (RLIMIT_FSIZE)",
+        h.nothing,
+        lands(),
+        file=refused("File too large"),
+        short_of="file size",
+    ),
+    all_sinks(
+        "files may not be large (RLIMIT_FSIZE), and the backend is gone",
+        h.away,
+        refused("index.db cannot be used: disk I/O error"),
+        short_of="file size",
+    ),
+    all_sinks(
+        "the backend is gone, and two syncs run at once afterwards",
+        h.away,
+        kept("cannot be reached"),
+        file=kept("Not a directory"),
+        syncs=2,
     ),
 )
