@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -124,6 +125,22 @@ def test_any_name_and_any_inode_can_be_linked(
     fingerprint = FileSource(folder / "model.bin").fingerprint()
     assert outbox._index.rewritten([("large", fingerprint._replace(inode=bits))]) == set()
     assert outbox._index.rewritten([("large", fingerprint._replace(inode=bits, size=1))]) == {"large"}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_an_outbox_may_be_moved_to_another_disk(
+    outbox: Outbox, settings: OutboxSettings, checkpoint: Path, tmp_path: Path, quick: bool
+) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, quick=quick)
+    outbox.close()
+    shutil.copytree(outbox.path, tmp_path / "moved")  # other inodes, as `cp -a` makes them
+    shutil.rmtree(outbox.path)
+    with contextlib.closing(Outbox(replace(settings, path=str(tmp_path / "moved")))) as moved:
+        (entry,) = moved.entries()
+        entry.check()
+        (item,) = [item for item in entry.plan().objects if item.key.path == "checkpoint/model.bin"]
+        with item.source.open() as stream:
+            assert stream.read() == b"m" * (2 << 20)
 
 
 def test_what_must_wait_long_shares_nothing_with_its_owner(outbox: Outbox, reopened: Outbox, checkpoint: Path) -> None:

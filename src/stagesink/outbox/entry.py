@@ -59,10 +59,18 @@ class KeptSource(FileSource):
     """A kept file's bytes, as long as they are what was kept: a link shows what its owner writes into it."""
 
     kept: Fingerprint
+    how: How = "link"
 
     def is_untouched(self) -> bool:
-        """Tell whether it is still what was kept. A symbolic link never is: none is ever made in an outbox."""
-        return not os.path.islink(self.path) and self.fingerprint() == self.kept
+        """Tell whether it is still what was kept. A symbolic link never is: none is ever made in an outbox.
+
+        The inode is not asked for, which is another one once an outbox was moved to another disk. Nor is the time of
+        what is the outbox's alone.
+        """
+        if os.path.islink(self.path):
+            return False
+        now = self.fingerprint()
+        return now.size == self.kept.size and (self.how != "link" or now.mtime_ns == self.kept.mtime_ns)
 
     def open(self) -> BinaryIO:
         stream = FileSource.open(self)
@@ -76,10 +84,11 @@ class _KeptTreeFile(TreeFile):
     """A kept file on its way into an archive."""
 
     kept: Fingerprint
+    how: How
 
     @property
     def source(self) -> KeptSource:
-        return KeptSource(self.location, self.kept)
+        return KeptSource(self.location, self.kept, self.how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +153,10 @@ class Entry:
         """Return where a file's bytes lie."""
         return f"{self.folder}/{FILES}/{file.name}"
 
+    def source(self, file: KeptFile) -> KeptSource:
+        """Return a file's bytes."""
+        return KeptSource(self.place(file), file.fingerprint, file.how)
+
     def goes_where(self, other: Entry) -> bool:
         """Tell whether both touch the same objects."""
         return (self.sink, self.run_id) == (other.sink, other.run_id) and overlap(self.path, other.path)
@@ -157,7 +170,7 @@ class Entry:
             One is not, or is gone.
         """
         for file in self.files:
-            if not KeptSource(self.place(file), file.fingerprint).is_untouched():
+            if not self.source(file).is_untouched():
                 raise rewritten(self.place(file))
 
     def plan(self, run_id: str | None = None) -> Plan:
@@ -171,8 +184,7 @@ class Entry:
         run = self.run_id if run_id is None else run_id
         if self.packed is None:
             objects = tuple(
-                PlannedObject(ArtifactKey(run, file.path), KeptSource(self.place(file), file.fingerprint), file.size)
-                for file in self.files
+                PlannedObject(ArtifactKey(run, file.path), self.source(file), file.size) for file in self.files
             )
         else:
             files = tuple(map(self._tree_file, self.files))
@@ -184,7 +196,7 @@ class Entry:
 
     def _tree_file(self, file: KeptFile) -> TreeFile:
         found = _KeptTreeFile(file.path, self.place(file), file.size)
-        found.kept = file.fingerprint
+        found.kept, found.how = file.fingerprint, file.how
         return found
 
     def to_bytes(self) -> bytes:

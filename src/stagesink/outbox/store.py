@@ -33,7 +33,7 @@ from stagesink.archive import ArchiveSource
 from stagesink.artifacts import FileSource, Fingerprint, Source
 from stagesink.errors import OutboxError, OutboxFull
 from stagesink.manifest import ManifestEntry
-from stagesink.outbox.entry import FILES, PLAN_FILE, Entry, KeptFile, KeptSource, Packed, overlap
+from stagesink.outbox.entry import FILES, PLAN_FILE, Entry, KeptFile, Packed, overlap
 from stagesink.outbox.index import DamagedIndex, Index, Row
 from stagesink.outbox.local_runs import RUNS, LocalRuns
 from stagesink.outbox.settings import OutboxSettings
@@ -521,10 +521,10 @@ def _take(number: int, path: str, source: Source, folder: Path, *, may_link: boo
 
 
 def _own(entry: Entry, file: KeptFile) -> KeptFile:
-    place = entry.place(file)
     if file.how != "link":
         return file
-    if KeptSource(place, file.fingerprint).is_untouched() and not is_shared(place):
+    place = entry.place(file)
+    if entry.source(file).is_untouched() and not is_shared(place):
         return replace(file, how="copy")  # its owner has let go of it
     own = replace(file, how="copy", name=f"0{file.name}")  # no other file's: those of seven digits begin with another
     taken = unshare(place, file.fingerprint, entry.place(own))
