@@ -166,7 +166,7 @@ class Keeper:
                             raise outcome.error  # what can never land stops nobody
             yield
             for entry_id in replaced:
-                outbox.remove(entry_id)
+                outbox.remove(entry_id, for_good=True)  # it would land over the newer one
 
     def upload_later(
         self, entries: Sequence[Entry], open_sink: Callable[[], ArtifactSink], options: TransferOptions, *, closes: bool

@@ -224,6 +224,15 @@ def test_an_index_that_lies_sends_nothing_to_another_place(
     assert statuses(synced(Outbox(settings))) == [("a.txt", "landed")]
 
 
+def test_one_that_is_damaged_says_so_and_stops_nobody(outbox: Outbox, store: Store, tmp_path: Path) -> None:
+    entry = outbox.keep(file_plan(tmp_path, "a.txt", "a"), store.uri)
+    outbox.keep(file_plan(tmp_path, "b.txt", "b"), store.uri)
+    (entry.folder / "plan.json").write_bytes(b"{")
+    assert sorted(statuses(synced(outbox))) == [("a.txt", "failed"), ("b.txt", "landed")]
+    (row,) = outbox.rows()
+    assert "is damaged" in (row.error or "")
+
+
 def test_what_another_process_holds_is_left_to_it(
     outbox: Outbox, reopened: Outbox, store: Store, tmp_path: Path
 ) -> None:

@@ -235,6 +235,15 @@ class Outbox:
                 _log.warning("%s", error)
             return None
 
+    def damage_of(self, entry_id: str) -> OutboxError | None:
+        """Return what is wrong with an entry that is there and cannot be read."""
+        folder = self._entries / entry_id
+        try:
+            Entry.read(folder)
+        except OutboxError as error:
+            return error if folder.exists() else None
+        return None
+
     def waiting_for(self, sink_uri: str, run_id: str, path: str) -> list[Row]:
         """Return what waits to land at ``path``, inside it, or around it; oldest first."""
         sink, names = bare_uri(sink_uri), self.runs.names_of(run_id, sink_uri)
@@ -321,8 +330,14 @@ class Outbox:
         with self._forgiving():
             self._reconciled(lambda: self._index.failed(entry_id, why))
 
-    def remove(self, entry_id: str) -> None:
+    def remove(self, entry_id: str, *, for_good: bool = False) -> None:
         """Take an entry away, with its bytes. One that is not there is no error.
+
+        Parameters
+        ----------
+        entry_id : str
+        for_good : bool
+            Also when the power fails now. What has landed needs no such care: it would be found unchanged.
 
         Raises
         ------
@@ -333,6 +348,8 @@ class Outbox:
         try:
             with suppress(FileNotFoundError):
                 os.rename(self._entries / entry_id, gone)
+                if for_good:
+                    settle(str(self._entries))
         except OSError as error:
             self._refuse(error)
         with self._forgiving():

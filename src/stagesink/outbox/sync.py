@@ -155,6 +155,8 @@ class Sync:
                             yield self._failed(row, error)
                         else:
                             held[row.id] = _Held(*taken[-1], [old for old, _ in taken[:-1]])
+                    elif (damage := self._outbox.damage_of(row.id)) is not None:
+                        yield self._failed(row, damage)
             if held:
                 yield from self._land(list(held.values()))
 
