@@ -365,3 +365,17 @@ def test_one_outbox_for_a_process_and_another_in_a_child(outbox: Outbox) -> None
     if child == 0:
         os._exit(0 if open_outbox(load_config().artifacts.outbox) is not outbox else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_defect_while_it_is_kept_does_not_kill_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("stagesink.outbox.store.Outbox.keep", no_memory)
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "store").touch()  # a file where its folder goes
+    with ArtifactUploader("run", sink=tmp_path / "store", attempts=1) as uploader:
+        assert uploader.upload_file(tmp_path / "metrics.json") is False
+    assert "It could not be kept either: Unexpected MemoryError." in caplog.text

@@ -630,8 +630,9 @@ class ArtifactUploader:
         if plans and policy == "keep" and self._keeper.is_on and can_wait(error):
             try:
                 size = sum(entry.size for entry in self._keeper.keep(plans, self.sink.uri, error=error))
-            except StagesinkError as second:
-                after = f" It could not be kept either: {second}"
+            except Exception as second:  # out of memory, for example: no reason to kill the training run either
+                known = second if isinstance(second, StagesinkError) else self._defect(second)
+                after = f" It could not be kept either: {known}"
             else:
                 receipts = kept_receipts(plans, self.sink.uri, error)
                 after = f" It is kept in {self._keeper.outbox.path} ({size / 1e6:.1f} MB): `stagesink sync` uploads it."

@@ -159,7 +159,7 @@ ROWS: tuple[Row, ...] = (
         wire(PAGE),
         kept("does not answer as"),
         s3=kept("something else than the store"),
-        mlflow=kept("not as an MLflow server does"),
+        mlflow=kept("model.bin"),
     ),
     net(
         "the store sends us to another host",
