@@ -60,7 +60,7 @@ def test_the_launcher_tells_the_session(sink: ArtifactSink, shards: list[Path], 
     metrics = tmp_path / "metrics.json"
     metrics.write_text("{}")
     # In one process the two ranks count on: each has a process of its own in a job, so the count is put back here.
-    from stagesink import session
+    from stagesink.runs import session
 
     for rank in range(2):
         session._uploads.clear()

@@ -32,9 +32,9 @@ from stagesink.transfer import Plan, TransferOptions
 
 if TYPE_CHECKING:
     from stagesink.config import Config
-    from stagesink.kept_runs import KeptRuns
     from stagesink.outbox.entry import Entry
     from stagesink.outbox.store import Outbox
+    from stagesink.runs.kept import KeptRuns
 
 # What was handed over is wrong, or was taken back: no later attempt would fare better.
 _NOT_KEPT = (SourceError, ConfigError, InvalidKey, ArchiveError, ManifestError, TransferCancelled, OutboxError)
@@ -112,7 +112,7 @@ class Keeper:
 
     def runs(self, sink_uri: str) -> KeptRuns:
         """Return the runs that are kept for a sink. To look for one makes no outbox."""
-        from stagesink.kept_runs import KeptRuns
+        from stagesink.runs.kept import KeptRuns
 
         return KeptRuns(self._config.artifacts.outbox.path, sink_uri, lambda: self.outbox)
 

@@ -26,7 +26,7 @@ from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.provenance import provenance
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
 from stagesink.runs import MADE_HERE, find_run, named_run
-from stagesink.session import next_session
+from stagesink.runs.session import next_session
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.stages import OnFailure
@@ -47,8 +47,8 @@ from stagesink.transfer.share import Share
 from stagesink.tree import scan_tree
 
 if TYPE_CHECKING:
-    from stagesink.kept_runs import KeptRuns
     from stagesink.outbox.entry import Entry
+    from stagesink.runs.kept import KeptRuns
 
 logger = logging.getLogger("stagesink")
 
@@ -215,7 +215,7 @@ class ArtifactUploader:
             rank calls this; the checkpoint is there once the last one has. True: this rank's part has landed.
         session : str, optional
             The same on all ranks for one checkpoint, and another for each checkpoint and each start of the job.
-            Default: what the launcher tells, see :mod:`stagesink.session`.
+            Default: what the launcher tells, see :mod:`stagesink.runs.session`.
         """
         destination = _posix(artifact_path)
         ranks = (rank, world_size, session)

@@ -182,7 +182,7 @@ def _probe_in_scratch_run(sink: ScratchRunSink) -> list[Step]:
 
 def _probe_in_new_run(sink: TrackedSink) -> list[Step]:
     """Probe a sink whose runs a server makes, in one that is deleted afterwards."""
-    from stagesink.tracked_runs import TrackedRun, start_run
+    from stagesink.runs.tracked import TrackedRun, start_run
 
     runs: list[TrackedRun] = []
     steps = _until_failure(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stagesink.outbox.index import Row
     from stagesink.outbox.store import Outbox
     from stagesink.outbox.sync import Outcome
-    from stagesink.run_sync import RunOutcome, RunSync
+    from stagesink.runs.sync import RunOutcome, RunSync
 
 SYNC_EPILOG = examples("stagesink sync", "stagesink sync -r run1 --sink s3://bucket/runs", "stagesink sync --watch")
 STATUS_EPILOG = examples("stagesink status", "stagesink status --json | jq '.waiting'")
@@ -89,7 +89,7 @@ def sync(
             {"outbox": str(opened.path), "outcomes": [], "runs": [], "waiting": 0, "waiting_runs": 0}, "Nothing waits."
         )
         return
-    from stagesink.run_sync import RunOutcome
+    from stagesink.runs.sync import RunOutcome
 
     wanted, wanted_run = _wanted(sink, run_id)
     outcomes: list[Outcome] = []
@@ -277,7 +277,7 @@ class Opened:
         self.outbox: Outbox | None = open_outbox(settings) if make or self.path.is_dir() else None
 
     def runs(self) -> RunSync:
-        from stagesink.run_sync import RunSync
+        from stagesink.runs.sync import RunSync
 
         assert self.outbox is not None
         return RunSync(self.outbox)
@@ -307,7 +307,7 @@ def _watch(
     wait: bool,
 ) -> None:
     """Upload what comes. A signal ends it at any moment: each upload waits until it has landed."""
-    from stagesink.run_sync import RunOutcome
+    from stagesink.runs.sync import RunOutcome
 
     assert opened.outbox is not None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -395,7 +395,7 @@ def _has_new_name(outcome: RunOutcome) -> bool:
 
 def sentence(outcome: Outcome | RunOutcome) -> str:
     """Say what came of one upload, or of telling a server about a run."""
-    from stagesink.run_sync import RunOutcome
+    from stagesink.runs.sync import RunOutcome
 
     if isinstance(outcome, RunOutcome):
         return f"Run {outcome.run_id}: {outcome.error or f'{outcome.sink} knows everything'}"

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 from stagesink.errors import TransientSinkError
-from stagesink.kept_runs import KeptRun, KeptRuns
+from stagesink.runs.kept import KeptRun, KeptRuns
+from stagesink.runs.tracked import EndStatus, TrackedRun, now_in_ms, resume_run, start_run
 from stagesink.sinks import ArtifactSink
-from stagesink.tracked_runs import EndStatus, TrackedRun, now_in_ms, resume_run, start_run
 from stagesink.uploader import ArtifactUploader, StrPath
 
 _log = logging.getLogger("stagesink")

@@ -28,7 +28,7 @@ the manifest, whichever rank uploads again commits; killed after it, what it lef
 next rank to upload again, or the next upload of anything else, removes it.
 
 **What may be merged** is a question of the session alone, which is in the name of each part. Two starts of a job, or
-two checkpoints of one start, must differ in it; :mod:`stagesink.session` says where it comes from.
+two checkpoints of one start, must differ in it; :mod:`stagesink.runs.session` says where it comes from.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stagesink.errors import ArtifactNotFound, SinkError
+from stagesink.runs.tracked import LONGEST_TAG, PARENT_TAG, TrackingServer, in_peace
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.sinks.runs import LOCAL_RUN_TAG, Logged, LogRefused, NewRun, Point, RunMakingSink, RunServer
-from stagesink.tracked_runs import LONGEST_TAG, PARENT_TAG, TrackingServer, in_peace
 
 _NEVER = "INVALID_PARAMETER_VALUE"
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from stagesink.errors import ConfigError, OutboxError
 from stagesink.outbox.local_runs import RUNS, LocalRun, LocalRuns, RunStart
 from stagesink.provenance import git_commit
-from stagesink.runs import new_run_id
-from stagesink.tracked_runs import LONGEST_TAG, EndStatus, as_numbers, now_in_ms, shortened
+from stagesink.runs.named import new_run_id
+from stagesink.runs.tracked import LONGEST_TAG, EndStatus, as_numbers, now_in_ms, shortened
 
 if TYPE_CHECKING:
     from stagesink.outbox.store import Outbox

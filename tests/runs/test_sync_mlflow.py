@@ -25,8 +25,8 @@ from stagesink.errors import RunNotFound, TransientSinkError
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Sync
-from stagesink.run_sync import RunOutcome, RunSync
-from stagesink.server_runs import MlflowRuns
+from stagesink.runs.server import MlflowRuns
+from stagesink.runs.sync import RunOutcome, RunSync
 from stagesink.sinks import open_sink
 from stagesink.sinks.runs import Logged
 from stagesink.trackers import MLflowSweepTracker, MLflowTrainingTracker
@@ -347,12 +347,12 @@ _KILLED = """
     import mlflow
     from mlflow import MlflowClient
     from stagesink import ArtifactUploader
-    from stagesink import run_sync
+    from stagesink.runs import sync as run_sync
     from stagesink.outbox.local_runs import LocalRun
     from stagesink.outbox.settings import OutboxSettings
     from stagesink.outbox.store import Outbox
     from stagesink.outbox.sync import Sync
-    from stagesink.server_runs import MlflowRuns
+    from stagesink.runs.server import MlflowRuns
     from stagesink.sinks import open_sink
     from stagesink.trackers import MLflowSweepTracker
     from stagesink.transfer import TransferOptions

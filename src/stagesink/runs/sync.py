@@ -25,7 +25,7 @@ from stagesink.outbox.local_runs import Event, LocalRun
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Outcome, Sync
 from stagesink.redaction import bare_uri
-from stagesink.server_runs import run_server
+from stagesink.runs.server import run_server
 from stagesink.sinks import ArtifactSink
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.sinks.runs import MOST_OTHERS, MOST_POINTS, Logged, LogRefused, NewRun, Point, RunServer

@@ -26,7 +26,7 @@ from stagesink.errors import (
     StagesinkError,
     TransientSinkError,
 )
-from stagesink.tracked_runs import resume_run, start_run
+from stagesink.runs.tracked import resume_run, start_run
 
 UNKNOWN = "0" * 32
 
@@ -302,7 +302,7 @@ def test_another_experiment_than_the_one_that_was_set_leaves_mlflows_functions_o
 ) -> None:
     program = f"""
         import logging, mlflow
-        from stagesink.tracked_runs import start_run
+        from stagesink.runs.tracked import start_run
         logging.basicConfig(format="%(message)s")
         mlflow.set_experiment("set {uuid4()}")
         follows = start_run({uri!r})

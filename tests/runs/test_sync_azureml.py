@@ -15,7 +15,7 @@ from stagesink.errors import TransientSinkError
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Sync
-from stagesink.run_sync import RunOutcome, RunSync
+from stagesink.runs.sync import RunOutcome, RunSync
 from stagesink.sinks import open_sink
 from stagesink.trackers import MLflowSweepTracker
 from stagesink.transfer import TransferOptions

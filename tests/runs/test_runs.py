@@ -207,7 +207,7 @@ def test_the_time_in_it_is_utc():
 def test_a_forked_child_keeps_its_parents_run_and_a_held_lock_does_not_stop_it():
     program = """
         import os
-        from stagesink import runs
+        from stagesink.runs import named as runs
         mine = runs.find_run(needs_server=False).run_id
         runs._lock.acquire()  # as another thread might at the moment of the fork
         read, write = os.pipe()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stagesink.errors import ConfigError
-from stagesink.session import life_of_job, next_session
+from stagesink.runs.session import life_of_job, next_session
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "my-job",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from stagesink.errors import ConfigError
-from stagesink.kept_runs import KeptRun, KeptRuns
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
+from stagesink.runs.kept import KeptRun, KeptRuns
 
 SINK = "mlflow+http://host:5000"
 
