@@ -195,9 +195,16 @@ def shared(request: pytest.FixtureRequest, name: str, start: Callable[[Path], Ab
 _SERVERS = pytest.StashKey[dict[str, Any]]()
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the package that it lies in
+        return False
+
+
 def installed(*packages: str) -> None:
     """Skip, a whole module too, where the environment ``core`` lacks a package on purpose. None is imported for it."""
     for package in packages:
-        if importlib.util.find_spec(package) is None:
+        if not _is_installed(package):
             reason = f"{package} comes with an extra, which the core environment has not"
             pytest.skip(reason, allow_module_level=True)

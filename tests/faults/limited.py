@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import stagesink.outbox.store  # noqa: F401  what keeping needs
 from stagesink import ArtifactUploader
 from stagesink.artifacts import ArtifactKey
 from stagesink.errors import TransientSinkError
@@ -25,9 +26,9 @@ def open_files() -> None:
 
 
 def memory() -> None:
-    """Leave room for four more megabytes."""
+    """Leave room for seven more megabytes: too few for a thread's stack, and enough to keep what cannot be sent."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + (4 << 20))
+    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + (7 << 20))
 
 
 def file_size() -> None:

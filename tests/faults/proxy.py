@@ -114,7 +114,7 @@ class FaultProxy:
         self._target = port
         self._tls = tls
         self._prefix = prefix
-        self._plan: deque[tuple[Fault, Callable[[str, str], bool]]] = deque()
+        self._plan: deque[tuple[Fault | None, Callable[[str, str], bool]]] = deque()
         self._lock = threading.Lock()
         self._cuts = False
         self._timer: threading.Timer | None = None
@@ -160,11 +160,14 @@ class FaultProxy:
         finally:
             self._cuts = False
 
-    def plan(self, fault: Fault, *, times: int = 1, method: str = "", path: str = "") -> None:
-        """Misbehave for the next ``times`` requests of this method, to a target that contains ``path``."""
+    def plan(self, fault: Fault, *, times: int = 1, method: str = "", path: str = "", after: int = 0) -> None:
+        """Misbehave for the next ``times`` requests of this method, to a target that contains ``path``.
+
+        The first ``after`` of them are let through: an upload's first is the note that its turn begins with.
+        """
         with self._lock:
-            for _ in range(times):
-                self._plan.append((fault, lambda verb, target: verb.startswith(method) and path in target))
+            for each in (*(None for _ in range(after)), *(fault for _ in range(times))):
+                self._plan.append((each, lambda verb, target: verb.startswith(method) and path in target))
 
     def forget(self) -> None:
         """Be honest from now on."""

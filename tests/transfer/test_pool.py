@@ -201,8 +201,9 @@ def test_ticks_come_from_the_calling_thread_while_jobs_run() -> None:
 
 
 def test_no_thread_is_left_behind() -> None:
+    before = set(threading.enumerate())
     run_jobs([(1, lambda: None)] * 100, workers=8, cancel=threading.Event())
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("stagesink-") and thread.is_alive()]
+    left = [thread for thread in threading.enumerate() if thread not in before]
     for thread in left:
         thread.join(60)
     assert not any(thread.is_alive() for thread in left)

@@ -21,6 +21,7 @@ from parts import QUICK, RUN, held, manifest_in, plan
 from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, MemorySource, Source, StoredArtifact
 from stagesink.errors import (
     DeleteNotSupported,
+    MissingExtra,
     SinkAuthError,
     SinkConflict,
     TransferCancelled,
@@ -437,13 +438,22 @@ def test_where_the_sink_knows_that_it_cannot_remove_no_note_is_left(memory: Memo
         Transfer(sink, replace(QUICK, budget=0.0)).run(plan({"a": b"2"}))
 
 
+@pytest.mark.parametrize("error", [TransientSinkError("busy"), MissingExtra("no package")], ids=["busy", "no package"])
 def test_a_note_that_cannot_be_removed_at_the_end_fails_no_upload(
-    memory: MemorySink, caplog: pytest.LogCaptureFixture
+    memory: MemorySink, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    sink = FaultySink(memory, fails("delete", TransientSinkError("busy")), notes=True)
+    caplog.set_level("INFO")
+    sink = FaultySink(memory, fails("delete", error), notes=True)
     Transfer(sink, QUICK).run(plan({"a": b"1"}))
     assert manifest_in(memory) is not None
-    assert "The next upload to run/tree may wait 60 s" in caplog.text
+    assert "next upload to run/tree may wait 60 s" in caplog.text
+
+
+def test_a_note_that_stayed_keeps_its_own_process_from_nothing(memory: MemorySink, impatient: None) -> None:
+    sink = FaultySink(memory, fails("delete", TransientSinkError("busy")), notes=True)
+    Transfer(sink, QUICK).run(plan({"a": b"1"}))
+    Transfer(memory, QUICK).run(plan({"a": b"2"}))
+    assert list(memory.list(RUN, NOTES_FOLDER)) == []
 
 
 @pytest.mark.parametrize("path", [NOTES_FOLDER, f"{NOTES_FOLDER}/a"])

@@ -50,7 +50,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 
-from stagesink.errors import SinkConflict, SinkError, TransferCancelled, TransientSinkError
+from stagesink.errors import SinkConflict, StagesinkError, TransferCancelled, TransientSinkError
 from stagesink.sinks.protocol import ArtifactSink
 from stagesink.transfer.alive import is_dead, me
 from stagesink.transfer.notes import ALONE, Note, Notes, Place, place_of
@@ -66,6 +66,10 @@ _RENEWED = 4  # times within that
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds between two looks
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a machine sleeps, where there is one
+
+
+_under_way: set[str] = set()
+"""The tokens of this process's turns."""
 
 
 class Turn:
@@ -129,6 +133,7 @@ class Turn:
         self._silent = self._group == ALONE and not self._retry.call(self.notes.can_remove)
         if self._silent:
             return
+        _under_way.add(self._token)
         note = self._next_note()
         self._since = _now()
         with self._renewing:
@@ -210,6 +215,7 @@ class Turn:
     def end(self) -> None:
         """Let others write. Never raises a sink's error: whoever comes next waits until the note counts as stale."""
         self._ended.set()
+        _under_way.discard(self._token)
         with self._renewing:
             notes = [*self._strays, *([] if self._note is None else [self._note])]
             self._note, self._strays = None, []
@@ -220,9 +226,11 @@ class Turn:
                     except TransientSinkError:
                         # Once more, and without a wait: the upload is whole, or failed already with a better reason.
                         self.notes.remove(note)
-            except SinkError as error:
-                logger.warning(
-                    "%s The next upload to %s may wait %g s because of it.", error.message, self._what, STALE_SECONDS
+            except StagesinkError as error:
+                # No warning: where this fails the upload has mostly failed too, and has said why.
+                logger.info(
+                    "%s Another process's next upload to %s may wait %g s because of it.",
+                    *(error.message, self._what, STALE_SECONDS),
                 )
 
     # -- parts of it ---------------------------------------------------------------------------------------------------
@@ -248,7 +256,7 @@ class Turn:
 
     def _keep_renewing(self) -> None:
         while not self._ended.wait(STALE_SECONDS / _RENEWED) and not self._lost:
-            with suppress(SinkError):  # tried again a quarter minute later, and before the commit
+            with suppress(StagesinkError):  # tried again a quarter minute later, and before the commit
                 self._renew()
 
     def _renew(self) -> None:
@@ -278,7 +286,7 @@ class Turn:
 
     def _conflict(self, other: Note) -> SinkConflict:
         who = ""
-        with suppress(SinkError, ValueError, KeyError, TypeError):
+        with suppress(StagesinkError, ValueError, KeyError, TypeError):
             said = json.loads(self.notes.read(other))
             who = f": process {int(said['pid'])} on {str(said['host'])[:80]!a}, since {ascii(said['since'])[:40]}"
         return SinkConflict(
@@ -294,7 +302,9 @@ def share_turns(one: str, other: str) -> bool:
 
 
 def _is_over(note: Note) -> bool:
-    return is_dead(note.rest[0])
+    """Tell whether its writer is surely done: dead, or a turn of this process that ended and could not say so."""
+    who, token, *_ = note.rest
+    return token not in _under_way if who == me() else is_dead(who)
 
 
 def _who_writes() -> bytes:
