@@ -219,7 +219,7 @@ def test_the_facade_turns_it_into_false_and_one_line(
 @pytest.mark.parametrize("fault", [Answer(503), Answer(429), Reset(), CutRequest(100)], ids=str)
 def test_what_passes_is_tried_again_and_lands(store: Store, proxy: FaultProxy, file: Path, fault: Fault) -> None:
     sink = store.sink()
-    proxy.plan(fault, times=3, method="PUT")
+    proxy.plan(fault, times=3, method="PUT", path="metrics.json")
     (receipt,) = Transfer(sink, QUICK).run(plan_file("run", "metrics.json", file))
     assert receipt.status == "uploaded"
     # aiohttp, below fsspec, sends a PUT anew by itself when the connection breaks.
@@ -285,12 +285,13 @@ def sas_of(azurite: Azurite, container: str, *, hours: float = 1, permission: st
 
 def with_sas(azurite: Azurite, sas: str) -> Store:
     text = f"BlobEndpoint={azurite.endpoint};AccountName={azurite.account};SharedAccessSignature={sas}"
-    return Store("az", ObstoreSink, "az://stagesink/by sas", {"connection_string": text}, (sas.partition("sig=")[2],))
+    return Store("az", FsspecSink, "az://stagesink/by sas", {"connection_string": text}, (sas.partition("sig=")[2],))
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # adlfs sends its parts so
 def test_a_sas_is_enough(azurite: Azurite) -> None:
     sink = with_sas(azurite, sas_of(azurite, "stagesink")).sink()
-    key = ArtifactKey("run", "größe 100%#.bin")
+    key = ArtifactKey("run", "größe 100%.bin")
     for size in (1000, 17 << 20):
         assert sink.put(key, GeneratedSource(size)).size == size
         assert sink.stat(key) == next(sink.list("run"))

@@ -306,7 +306,8 @@ class Run:
         files = {entry.path: entry for old in olds for entry in old.files}
         rest = tuple(entry for path, entry in files.items() if f"{self.plan.path}/{path}" not in own)
         note, beside = self._lasting(_BESIDE if self.plan.adds else _BEFORE), self._lasting(_BESIDE)
-        if rest:
+        # Where nothing can be removed it would stay for good.
+        if len(rest) > 0 and self.retry.call(self.turn.notes.can_remove):
             self.turn.notes.put(note, replace(olds[0], files=rest).to_bytes())
             if note not in self.untouched:
                 self.untouched.append(note)
