@@ -163,4 +163,4 @@ def _check_objects(objects: dict[str, bytes], wanted: dict[str, dict[str, str]])
         for path, sha256 in digests.items():
             assert found.pop(f"{name}/{path}") == sha256
         found.pop(f"{name}.manifest.json")
-    assert found == {}, "more is there than was handed over"
+    assert found == {}, f"more is there than was handed over: {sorted(found)}"

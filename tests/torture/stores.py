@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +103,13 @@ def s3_store(folder: Path) -> Iterator[Store]:
         def get(key: str) -> bytes:
             return bytes(client.get_object(Bucket=_BUCKET, Key=key)["Body"].read())
 
+        def objects_under(prefix: str) -> dict[str, bytes]:
+            found = {}
+            for key in listed(prefix):
+                with suppress(client.exceptions.NoSuchKey):  # the dead worker's last request was still under way
+                    found[key.removeprefix(prefix)] = get(key)
+            return found
+
         def new_run() -> Run:
             root = uuid.uuid4().hex
             prefix = f"{root}/run/"
@@ -114,7 +121,7 @@ def s3_store(folder: Path) -> Iterator[Store]:
             return Run(
                 "run",
                 f"s3://{_BUCKET}/{root}",
-                lambda: {key.removeprefix(prefix): get(key) for key in listed(prefix)},
+                lambda: objects_under(prefix),
                 lambda: {key for key in listed(f"{root}/") if not key.startswith(prefix)},
                 clear,
                 environment={

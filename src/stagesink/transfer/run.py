@@ -353,7 +353,7 @@ class Run:
 
         A journal alone cannot know of another who wrote here meanwhile and came to no end either.
         """
-        if self.marked or not self._is_journaled:
+        if self.marked or not self._is_journaled or not self.turn.notes.can_remove():
             return
         with self._uncommit_lock:
             if not self.marked:

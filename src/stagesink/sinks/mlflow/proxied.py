@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 ENDPOINT = "/api/2.0/mlflow-artifacts/artifacts"
 """https://github.com/mlflow/mlflow/blob/master/mlflow/protos/mlflow_artifacts.proto"""
 
+UNKNOWN = (0,)
+"""The version of a server that does not tell."""
+
 _LISTED_AT_ONCE = 8  # folders
 
 _STAGING = ".artifact.uploading."  # what MLflow 3 calls a file that it is writing; it lists it like any other
@@ -175,7 +178,7 @@ class ProxiedRoot:
     def _check_bystanders(self, name: str, entries: Sequence[dict[str, Any]], doing: str) -> None:
         """See that nothing else would go with it: before MLflow 3.16 stores remove what begins with its name."""
         others = [entry["path"] for entry in entries if entry["path"] != name or entry.get("is_dir")]
-        if name in others or (others and self._server_version() < (3, 16)):
+        if name in others or (others and server_version(self._http, self._server) < (3, 16)):
             raise DeleteNotSupported(
                 f"{doing}: {self._http.name} might remove {others[0]} with it, as servers before MLflow 3.16 do.",
                 hint="Upgrade the server, or remove it there by hand.",
@@ -189,13 +192,6 @@ class ProxiedRoot:
             raise ArtifactNotFound(f"{self.uri} holds no {key.path}.")
         if stored.size:
             raise TransientSinkError(f"{doing}: {self._http.name} sent nothing of its {stored.size} bytes.")
-
-    def _server_version(self) -> tuple[int, ...]:
-        response = self._http.request(
-            "GET", f"{self._server}/version", f"{self._http.name} could not be asked its version"
-        )
-        found = re.match(rb"(\d+)\.(\d+)", response.data) if response.status == 200 else None
-        return tuple(map(int, found.groups())) if found else (0,)
 
     def _walk(self, folder: str, entries: Sequence[dict[str, Any]]) -> Iterator[StoredArtifact]:
         level = {folder: entries}
@@ -323,3 +319,10 @@ def _key(run_id: str, path: str) -> ArtifactKey | None:
         return ArtifactKey(run_id, path)
     except InvalidKey:
         return None  # nobody can have put it here through us
+
+
+def server_version(http: HttpClient, server: str) -> tuple[int, ...]:
+    """Return the first two numbers of the server's version, or :data:`UNKNOWN`."""
+    response = http.request("GET", f"{server}/version", f"{http.name} could not be asked its version")
+    found = re.match(rb"(\d+)\.(\d+)", response.data) if response.status == 200 else None
+    return tuple(map(int, found.groups())) if found else UNKNOWN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
@@ -17,9 +18,11 @@ from stagesink.sinks.mlflow.answers import error_of
 from stagesink.sinks.mlflow.client import ClientRoot, check_server
 from stagesink.sinks.mlflow.direct import DirectRoot
 from stagesink.sinks.mlflow.multipart import Multipart
-from stagesink.sinks.mlflow.proxied import ENDPOINT, ProxiedRoot, split_root
+from stagesink.sinks.mlflow.proxied import ENDPOINT, UNKNOWN, ProxiedRoot, server_version, split_root
 from stagesink.sinks.mlflow.tracking import ClientTracking, RestTracking, Tracking, client_of, http_client
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink, OnBytes
+
+_REMOVES_FILES = (2, 17)  # the version of MLflow from which its server does
 
 
 class MlflowSink:
@@ -68,6 +71,8 @@ class MlflowSink:
         self._store = HttpClient("the store behind the server", connection.presigned_pool, hints=connection.HINTS)
         self._multiparts: dict[str, Multipart] = {}
         self._roots: dict[str, ArtifactSink] = {}
+        self._version: tuple[int, ...] | None = None
+        """Of the server, once it was asked."""
 
     @property
     def uri(self) -> str:
@@ -109,8 +114,14 @@ class MlflowSink:
         self._root(key.run_id).delete(key)
 
     def removes(self, run_id: str) -> bool:
-        """Tell whether the run's objects can be removed: mlflow's own client has no call for it."""
-        return not isinstance(self._root(run_id), ClientRoot)
+        """Tell whether the run's objects can be removed.
+
+        mlflow's own client has no call for it, and a server before MLflow 2.17 removes folders only.
+        """
+        root = self._root(run_id)
+        if isinstance(root, ProxiedRoot):
+            return self._version in (UNKNOWN, None) or self._version >= _REMOVES_FILES
+        return not isinstance(root, ClientRoot)
 
     def close(self) -> None:
         """Let go of connections."""
@@ -134,7 +145,7 @@ class MlflowSink:
 
     def _find(self, run_id: str) -> ArtifactSink:
         ArtifactKey(run_id, "any")  # refuses what can be no run id
-        root = self._tracking().artifact_root(run_id)
+        root = self._artifact_root(run_id)
         scheme = urlsplit(root).scheme
         proxied = scheme == "mlflow-artifacts" or (scheme in ("http", "https") and ENDPOINT in root)
         if self._own_client or connection.needs_own_client() or not (proxied or direct.opens(root)):
@@ -149,6 +160,16 @@ class MlflowSink:
             return ClientRoot(client_of(self._address, self._secrets), run_id, self._secrets)
         server, folder = split_root(root, self._address)
         return ProxiedRoot(self._http, self._multipart(server), server, folder, run_id)
+
+    def _artifact_root(self, run_id: str) -> str:
+        tracking = self._tracking()
+        if self._version is not None or not isinstance(tracking, RestTracking):
+            return tracking.artifact_root(run_id)
+        with ThreadPoolExecutor(1, "stagesink-version") as pool:  # beside the question that must wait for its answer
+            version = pool.submit(server_version, self._http, self._address.server)
+            root = tracking.artifact_root(run_id)
+        self._version = version.result()
+        return root
 
     def _tracking(self) -> Tracking:
         if self._address.is_http and not self._own_client and not connection.needs_own_client():
