@@ -227,22 +227,16 @@ class Outbox:
 
     def entry(self, entry_id: str) -> Entry | None:
         """Return one entry; None when it is not there (any more), or damaged."""
-        folder = self._entries / entry_id
-        try:
-            return Entry.read(folder)
-        except OutboxError as error:
-            if folder.exists():
-                _log.warning("%s", error)
+        found = self._read(entry_id)
+        if isinstance(found, OutboxError):
+            _log.warning("%s", found)
             return None
+        return found
 
     def damage_of(self, entry_id: str) -> OutboxError | None:
         """Return what is wrong with an entry that is there and cannot be read."""
-        folder = self._entries / entry_id
-        try:
-            Entry.read(folder)
-        except OutboxError as error:
-            return error if folder.exists() else None
-        return None
+        found = self._read(entry_id)
+        return found if isinstance(found, OutboxError) else None
 
     def waiting_for(self, sink_uri: str, run_id: str, path: str) -> list[Row]:
         """Return what waits to land at ``path``, inside it, or around it; oldest first."""
@@ -399,6 +393,14 @@ class Outbox:
                     _write(ignore, b"*\n", sync=False)
         except OSError as error:
             self._refuse(error)
+
+    def _read(self, entry_id: str) -> Entry | OutboxError | None:
+        """Read an entry; what is wrong with it when it is there and cannot be read, None when it is not there."""
+        folder = self._entries / entry_id
+        try:
+            return Entry.read(folder)
+        except OutboxError as error:
+            return error if folder.exists() else None
 
     def _lock(self, entry_id: str) -> FileLock:
         # Beside the entry, not in it: the lock is there before its folder, and the library makes missing folders.
