@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from azureml_lines import Job
@@ -14,6 +15,7 @@ pytest.importorskip("urllib3", reason="comes with the extra azureml")
 from stagesink.artifacts import MemorySource
 from stagesink.errors import SinkAuthError, SinkError, TransientSinkError
 from stagesink.sinks.azureml.registrar import Registrar
+from stagesink.transfer import Transfer, plan_tree
 
 
 class Service:
@@ -146,6 +148,68 @@ def test_threads_that_come_and_go_never_hang() -> None:
     assert all(isinstance(found[number], TransientSinkError) for number in range(0, 2000, 7))
     assert sum(len(batch) for batch in service.batches) == 2000
     assert max(len(batch) for batch in service.batches) <= 50
+
+
+def test_what_is_expected_fills_each_request_up_and_is_there_when_it_is_asked_for() -> None:
+    service = Service()
+    registrar = Registrar(service.register)
+    paths = [f"{number}" for number in range(120)]
+    with registrar.expecting(paths):
+        assert service.batches == []
+        assert [registrar.url(path) for path in paths] == [f"https://store/{path}" for path in paths]
+    assert service.batches == [paths[:50], paths[50:100], paths[100:]]
+
+
+def test_what_is_no_longer_expected_is_not_registered_with_something_else() -> None:
+    service = Service()
+    registrar = Registrar(service.register)
+    with registrar.expecting(["a", "b", "a"]):
+        pass
+    assert registrar.url("c") == "https://store/c"
+    assert service.batches == [["c"]]
+
+
+def test_a_url_is_given_once_though_it_came_ahead() -> None:
+    """Whoever writes a second time has to hear that the path is registered: blocks may lie there."""
+    service = Service()
+    registrar = Registrar(service.register)
+    with registrar.expecting(["a", "b"]):
+        registrar.url("a")
+        registrar.url("b")
+        registrar.url("b")
+    assert service.batches == [["a", "b"], ["b"]]
+
+
+def test_a_request_that_failed_is_no_answer_to_those_who_had_not_asked() -> None:
+    service = Service()
+    registrar = Registrar(service.register)
+    service.fails["a"] = TransientSinkError("Again.")
+    with registrar.expecting(["a", "b"]):
+        with pytest.raises(TransientSinkError):
+            registrar.url("a")
+        assert registrar.url("b") == "https://store/b"
+    assert service.batches == [["a", "b"], ["b"]]
+
+
+def test_threads_that_ask_for_what_is_on_its_way_wait_for_it() -> None:
+    service = Service(open_at_once=False)
+    registrar = Registrar(service.register)
+    paths = [f"{number}" for number in range(50)]
+    with registrar.expecting(paths), ThreadPoolExecutor(50) as pool:
+        found = [pool.submit(registrar.url, path) for path in paths]
+        assert service.arrived.acquire(timeout=60)
+        service.gate.set()
+        assert [future.result(60) for future in found] == [f"https://store/{path}" for path in paths]
+    assert sum(len(batch) for batch in service.batches) == 50
+
+
+def test_an_upload_registers_its_files_and_its_manifest_in_full_requests(job: Job, tmp_path: Path) -> None:
+    for number in range(120):
+        (tmp_path / f"{number}").write_bytes(b"x")
+    Transfer(job.sink).run(plan_tree(job.run_id, "checkpoint", tmp_path))
+    # 121 of its own in three; the turn's note; one more or two where a thread asks before an answer came.
+    assert job.service.calls.count("register") <= 6
+    assert len(list(job.sink.list(job.run_id, "checkpoint"))) == 120
 
 
 def test_many_files_take_few_requests(job: Job) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import BinaryIO, Protocol, runtime_checkable
@@ -86,6 +86,21 @@ class BatchingSink(ArtifactSink, Protocol):
 
     def batch(self) -> AbstractContextManager[ArtifactSink]:
         """Yield a view of this sink; what is put through it is durable at the end of the block, and visible as ever."""
+        ...
+
+
+@runtime_checkable
+class ExpectingSink(ArtifactSink, Protocol):
+    """A sink that is quicker when it knows what comes. A capability, not part of the contract."""
+
+    def expecting(self, keys: Sequence[ArtifactKey]) -> AbstractContextManager[None]:
+        """Say what is going to be put before the block ends, as far as is known; some of it may never come.
+
+        Parameters
+        ----------
+        keys : sequence of ArtifactKey
+            Of one run.
+        """
         ...
 
 

@@ -26,7 +26,7 @@ from stagesink.errors import (
     VerificationError,
 )
 from stagesink.manifest import Manifest, ManifestEntry, is_manifest_path, manifest_key
-from stagesink.sinks.protocol import ArtifactSink, BatchingSink
+from stagesink.sinks.protocol import ArtifactSink, BatchingSink, ExpectingSink
 from stagesink.streams import chunks
 from stagesink.transfer.notes import ALONE, Note, group_of, place_of
 from stagesink.transfer.options import TransferOptions
@@ -144,7 +144,8 @@ class Run:
                 self._begin()
             except StagesinkError as error:
                 raise self._nothing_sent(error) from error
-            return self._land_and_commit()
+            with self._expecting():
+                return self._land_and_commit()
         except BaseException as error:
             if not isinstance(error, Exception):
                 self.cancel.set()  # Ctrl-C ends what is called beside this thread, too
@@ -176,6 +177,13 @@ class Run:
         if len(self.plan.objects) > 1 and isinstance(self.sink, BatchingSink):
             return self.sink.batch()
         return nullcontext(self.sink)
+
+    def _expecting(self) -> AbstractContextManager[None]:
+        sink = self.effort.sink  # what stands for it answers questions only
+        if not isinstance(sink, ExpectingSink):
+            return nullcontext()
+        new = [item.key for item in self.plan.objects if item.key not in self.there]
+        return sink.expecting(new if self.committed else [*new, self.plan.manifest_key])
 
     def _nothing_sent(self, error: StagesinkError) -> TransferError:
         receipts = [

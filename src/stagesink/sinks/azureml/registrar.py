@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 
 from stagesink.errors import SinkError
 
@@ -30,6 +32,10 @@ class Registrar:
     their way the others wait, and the next request takes them together. So a batch grows with the round trip and the
     number of threads, one path alone waits for nobody, and a blob starts as soon as its own batch is answered.
 
+    Where it is known what is going to be asked for, each request is filled up with that: most threads then find their
+    URL here. No request is sent for what is only expected, so an upload that ends early has registered at most one
+    request's worth for each that was asked.
+
     Parameters
     ----------
     register : callable
@@ -39,6 +45,8 @@ class Registrar:
     def __init__(self, register: Callable[[Sequence[str]], Mapping[str, str]]) -> None:
         self._register = register
         self._waiting: list[_Asked] = []
+        self._expected: dict[str, None] = {}  # in their order
+        self._ahead: dict[str, _Asked] = {}  # sent before anybody asked
         self._on_their_way = 0
         self._changed = threading.Condition()
 
@@ -50,25 +58,53 @@ class Registrar:
         SinkError
             The request failed.
         """
-        mine = _Asked(path)
         with self._changed:
-            self._waiting.append(mine)
-            while not mine.answered:
-                if not mine.taken and self._on_their_way < _REQUESTS:
-                    self._send(self._take())
-                else:
-                    self._changed.wait()
+            self._expected.pop(path, None)
+            mine = self._ahead.pop(path, None)
+            if mine is not None:
+                self._wait_for(mine)
+            # One refused request is no answer to those who did not ask: they would all step back because of it.
+            if mine is None or mine.error is not None:
+                mine = _Asked(path)
+                self._waiting.append(mine)
+                self._wait_for(mine)
         if mine.error is not None:
             raise copy.copy(mine.error)  # several threads raise the same one, each with a traceback of its own
         return mine.url
 
+    @contextmanager
+    def expecting(self, paths: Sequence[str]) -> Iterator[None]:
+        """Know, until the block ends, which paths are going to be asked for."""
+        with self._changed:
+            self._expected.update(dict.fromkeys(paths))
+        try:
+            yield
+        finally:
+            with self._changed:
+                for path in paths:
+                    self._expected.pop(path, None)
+                    self._ahead.pop(path, None)
+
+    def _wait_for(self, mine: _Asked) -> None:
+        while not mine.answered:
+            if not mine.taken and self._on_their_way < _REQUESTS:
+                self._send(self._take())
+            else:
+                self._changed.wait()
+
     def _take(self) -> dict[str, list[_Asked]]:
-        """Take what waits; the same path of two threads goes once."""
+        """Take what waits, and fill up with what is expected; the same path of two threads goes once."""
         batch: dict[str, list[_Asked]] = {}
         for asked in self._waiting[:_PATHS]:
             asked.taken = True
             batch.setdefault(asked.path, []).append(asked)
         del self._waiting[:_PATHS]
+        for path in list(islice(self._expected, _PATHS - len(batch))):
+            del self._expected[path]
+            if path not in batch:
+                self._ahead[path] = asked = _Asked(path)
+                asked.taken = True
+                batch[path] = [asked]
         return batch
 
     def _send(self, batch: dict[str, list[_Asked]]) -> None:

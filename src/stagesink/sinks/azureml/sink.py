@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -132,6 +132,15 @@ class AzureMLSink:
         """Let go of this process's connections."""
         self._http.close()
         self._blob_http.close()
+
+    @contextmanager
+    def expecting(self, keys: Sequence[ArtifactKey]) -> Iterator[None]:
+        """Know what is going to be put: until the block ends it is registered in full requests."""
+        if not keys:
+            yield
+            return
+        with self._registrar(self._run(keys[0].run_id)).expecting([key.path for key in keys]):
+            yield
 
     def notes(self) -> AzureMLSink:
         """Return a view for writers' notes, which shows one too whose writer died before its bytes came."""
