@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> None:
         case ["test", *rest]:
             # Meanwhile: npm waits for the network for the most part, and what needs it comes late and waits for it.
             subprocess.Popen([sys.executable, __file__, "node"])
-            tox(["run", "-e", ",".join(short_list()), *rest])
+            # Side by side, one for each core: each waits for servers, for its slowest file, for its environment.
+            tox(["run-parallel", "-p", "auto", "--parallel-no-spinner", "-e", ",".join(short_list()), *rest])
         case ["long", *rest]:
             suites = [name for name in short_list() if name.endswith(("core", "stores", "mlflow2", "mlflow3"))]
             tox(["run", "-e", ",".join(suites), "--", "-m", "long", *rest])

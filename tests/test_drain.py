@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_an_upload_in_the_foreground_that_lands_meanwhile_leaves_nothing_behind(
         process.send_signal(signal.SIGTERM)
         while not kept(tmp_path):
             assert process.poll() is None
+            time.sleep(0.02)
         (tmp_path / "open").touch()
         assert ended(process)[0] == -15
     assert landed(tmp_path) == kept_once("model.bin")

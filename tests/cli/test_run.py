@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,6 +207,7 @@ def test_a_watch_uploads_what_comes_until_it_is_stopped(tmp_path: Path, signum: 
             )
             while name not in landed(tmp_path) or kept(tmp_path):
                 assert process.poll() is None
+                time.sleep(0.02)
         process.send_signal(signum)
         status, told = ended(process)
     assert status == 0
