@@ -379,3 +379,15 @@ def test_a_defect_while_it_is_kept_does_not_kill_the_training(
     with ArtifactUploader("run", sink=tmp_path / "store", attempts=1) as uploader:
         assert uploader.upload_file(tmp_path / "metrics.json") is False
     assert "It could not be kept either: Unexpected MemoryError." in caplog.text
+
+
+def test_an_outbox_that_cannot_be_used_keeps_nothing_from_a_store_that_can(
+    store: Store, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    monkeypatch.setenv("STAGESINK_OUTBOX_PATH", str(tmp_path / "link"))
+    with caplog.at_level(logging.WARNING, "stagesink"):
+        assert ArtifactUploader("run", sink=store.uri).upload_checkpoint(checkpoint)
+    assert "is a link" in caplog.text
+    assert "would land over this upload later" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +34,14 @@ from stagesink.transfer import Plan, TransferOptions
 if TYPE_CHECKING:
     from stagesink.config import Config
     from stagesink.outbox.entry import Entry
+    from stagesink.outbox.index import Row
     from stagesink.outbox.store import Outbox
     from stagesink.runs.kept import KeptRuns
 
 # What was handed over is wrong, or was taken back: no later attempt would fare better.
 _NOT_KEPT = (SourceError, ConfigError, InvalidKey, ArchiveError, ManifestError, TransferCancelled, OutboxError)
+
+_log = logging.getLogger("stagesink")
 
 _lock = threading.Lock()
 _opened: dict[tuple[int, OutboxSettings, str], Outbox] = {}
@@ -143,9 +147,11 @@ class Keeper:
         """Upload in the block what is newer than whatever waits for the same places.
 
         Older uploads to them are held meanwhile, and gone when the block ends well. What adds to a folder, or only
-        touches some of the same objects, goes after them instead: they are landed first.
+        touches some of the same objects, goes after them instead: they are landed first. An outbox that cannot be used
+        keeps nothing from a store that can.
         """
-        if not self.is_on or not os.path.isdir(self._config.artifacts.outbox.path):
+        older = self._older(plans, sink)
+        if not older:
             yield
             return
         from stagesink.outbox.sync import Sync
@@ -153,20 +159,29 @@ class Keeper:
         outbox = self.outbox
         with ExitStack() as claims:
             replaced: list[str] = []
-            for plan in plans:
+            for plan, row in older:
+                if row.path == plan.place and not plan.adds:
+                    if claims.enter_context(outbox.claim(row.id, timeout=-1)) is not None:
+                        replaced.append(row.id)
+                    continue
                 # What waits may know the run by a name from before its server knew it.
                 landing = Sync(outbox, lambda uri: sink, options, run_of=partial(_named, plan.run_id))
-                for row in outbox.waiting_for(sink.uri, plan.run_id, plan.place):
-                    if row.path == plan.place and not plan.adds:
-                        if claims.enter_context(outbox.claim(row.id, timeout=-1)) is not None:
-                            replaced.append(row.id)
-                        continue
-                    for outcome in landing.land([row], wait=True):
-                        if outcome.error is not None and can_wait(outcome.error):
-                            raise outcome.error  # what can never land stops nobody
+                for outcome in landing.land([row], wait=True):
+                    if outcome.error is not None and can_wait(outcome.error):
+                        raise outcome.error  # what can never land stops nobody
             yield
             for entry_id in replaced:
                 outbox.remove(entry_id, for_good=True)  # it would land over the newer one
+
+    def _older(self, plans: Sequence[Plan], sink: ArtifactSink) -> list[tuple[Plan, Row]]:
+        """Return what waits for the same places as each plan."""
+        if not self.is_on or not os.path.isdir(self._config.artifacts.outbox.path):
+            return []
+        try:
+            return [(plan, row) for plan in plans for row in self.outbox.waiting_for(sink.uri, plan.run_id, plan.place)]
+        except OutboxError as error:
+            _log.warning("%s What may wait there for the same place would land over this upload later.", error)
+            return []
 
     def upload_later(
         self, entries: Sequence[Entry], open_sink: Callable[[], ArtifactSink], options: TransferOptions, *, closes: bool

@@ -53,6 +53,12 @@ def test_an_unknown_scheme_names_the_nearest() -> None:
         open_sink("memry:x")
 
 
+@pytest.mark.parametrize("uri", ["s3+fsspec://bucket/runs", "gs+x://bucket", "local+x://folder"])
+def test_a_plus_means_nothing_to_what_fsspec_knows(uri: str) -> None:
+    with pytest.raises(UnknownScheme, match="No sink serves the scheme"):
+        open_sink(uri)
+
+
 def test_an_unknown_scheme_with_nothing_near_it_says_what_there_is() -> None:
     with pytest.raises(UnknownScheme, match="s3://"):
         open_sink("qqqqqqqq://x")

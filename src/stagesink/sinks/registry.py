@@ -79,9 +79,10 @@ def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None, eng
 
 
 def driver_of(uri: str) -> str:
-    """Return what names the driver: the scheme, up to its ``+``."""
+    """Return what names the driver: the scheme, up to its ``+`` where a driver of its own has that name."""
     scheme = scheme_of(uri)
-    return scheme if is_registered(scheme) else scheme.partition("+")[0]
+    before, _, _ = scheme.partition("+")
+    return before if is_registered(before) and not is_registered(scheme) else scheme
 
 
 def is_registered(scheme: str) -> bool:
