@@ -226,17 +226,17 @@ def test_what_is_removed_is_gone_with_its_bytes(job: Job, caller: Caller) -> Non
 
 def test_a_listing_asks_for_pages_as_they_are_needed(job: Job) -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: job.sink.put(job.key(f"{number:03}"), MemorySource(b"x")), range(140)))
+        list(pool.map(lambda number: job.sink.put(job.key(f"{number:03}"), MemorySource(b"x")), range(280)))
     job.service.calls.clear()
     job.lines.store.forget()
     listing = job.sink.list(job.run_id)
     for _ in range(3):
         next(listing)
-    assert job.service.calls.count("prefix") <= 11  # of 20 pages of seven
+    assert job.service.calls.count("prefix") <= 20  # of 40 pages of seven
     listing.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stagesink-look")]
-    assert len(job.lines.store.requests) < 100
-    assert sorted(stored.key.path for stored in job.sink.list(job.run_id)) == [f"{number:03}" for number in range(140)]
+    assert len(job.lines.store.requests) < 200
+    assert sorted(stored.key.path for stored in job.sink.list(job.run_id)) == [f"{number:03}" for number in range(280)]
 
 
 def test_what_goes_while_it_is_listed_is_left_out(job: Job) -> None:

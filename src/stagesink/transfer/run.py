@@ -183,7 +183,8 @@ class Run:
         if not isinstance(sink, ExpectingSink):
             return nullcontext()
         new = [item.key for item in self.plan.objects if item.key not in self.there]
-        return sink.expecting(new if self.committed else [*new, self.plan.manifest_key])
+        # The manifest first: it comes last, and by itself would cost a round trip then.
+        return sink.expecting(new if self.committed else [self.plan.manifest_key, *new])
 
     def _nothing_sent(self, error: StagesinkError) -> TransferError:
         receipts = [

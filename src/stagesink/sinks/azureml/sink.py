@@ -28,7 +28,7 @@ from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.sinks.runs import RunServer
 
 _SCRATCH = "stagesink-doctor"  # the experiment of runs for a trial
-_LOOKED_AT = 32  # blobs at once, when a run is listed
+_LOOKED_AT = 64  # blobs at once, when a run is listed
 
 
 class AzureMLSink:
@@ -58,6 +58,7 @@ class AzureMLSink:
         self._blobs = Blobs(self._blob_http)
         self._runs: dict[str, Run] = {}
         self._registrars: dict[tuple[int, str], Registrar] = {}
+        self._own_notes: dict[ArtifactKey, StoredArtifact] = {}
 
     @property
     def uri(self) -> str:
@@ -202,8 +203,19 @@ class _Notes(AzureMLSink):
     def __init__(self, sink: AzureMLSink) -> None:
         self.__dict__ = sink.__dict__
 
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        stored = self._own_notes[key] = super().put(key, source, on_bytes=on_bytes)
+        return stored
+
+    def delete(self, key: ArtifactKey) -> None:
+        super().delete(key)
+        self._own_notes.pop(key, None)
+
     def _look(self, run: Run, key: ArtifactKey, url: str) -> StoredArtifact:
-        return super()._look(run, key, url) or self._describe(run, key, 1, {})
+        # One that was written a moment ago need not be looked at: its path is registered still. Later it must be, since
+        # where nothing can be removed another may have emptied it.
+        own = self._own_notes.pop(key, None)
+        return own or super()._look(run, key, url) or self._describe(run, key, 1, {})
 
 
 def open_azureml(uri: str, storage_options: Mapping[str, Any]) -> ArtifactSink:
