@@ -69,6 +69,19 @@ def test_one_that_is_joined_has_no_end_here(kept: KeptRuns) -> None:
     assert [event["status"] for event in logged(kept, run, "end")] == ["FINISHED"]
 
 
+def test_an_experiments_id_is_kept_where_it_has_no_name(kept: KeptRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+
+    def kept_id(**how: str) -> str | None:
+        found = kept._runs.get(kept.start(**how).run_id)
+        assert found is not None
+        return found.start.experiment_id
+
+    assert (kept_id(), kept_id(experiment="a"), kept_id(parent_run_id="above")) == ("7", None, None)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "b")
+    assert kept_id() is None
+
+
 def test_where_it_comes_from_is_kept(kept: KeptRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by variable")
     monkeypatch.setattr("sys.argv", ["train.py"])

@@ -223,6 +223,26 @@ def test_a_helper_without_a_tracker_gets_a_run_that_ends_with_its_process(
     assert artifacts(server, run) == {"checkpoint/model.bin", "checkpoint.manifest.json"}
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_experiment_that_the_environment_named_by_its_id_when_the_run_began(
+    server: MlflowServer,
+    client: Any,
+    outbox: Outbox,
+    offline: None,
+    is_there: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    experiment_id = server.experiment() if is_there else "987654321"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
+    with MLflowTrainingTracker(sink=server.sink_uri):
+        pass
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "123456789")  # where the sync runs it may be another, or none
+    (outcome,) = synced(outbox)
+    assert client.get_run(outcome.run_id).info.experiment_id == (experiment_id if is_there else "0")
+    assert ("no experiment '987654321'" in caplog.text) == (not is_there)
+
+
 def test_offline_what_a_servers_own_run_logs_waits_too(
     server: MlflowServer, client: Any, outbox: Outbox, checkpoint: Path, offline: None
 ) -> None:

@@ -23,8 +23,9 @@ from typing import Any, BinaryIO, NoReturn
 from filelock import FileLock, Timeout
 
 from stagesink.artifacts import ArtifactKey
+from stagesink.disk import settle
 from stagesink.errors import InvalidKey, OutboxError, OutboxFull, StagesinkError
-from stagesink.outbox.snapshot import FULL, settle
+from stagesink.outbox.snapshot import FULL
 from stagesink.redaction import bare_uri
 
 _log = logging.getLogger("stagesink")
@@ -56,6 +57,8 @@ class RunStart:
         The server knows the run under this id: only what could not be told is kept here.
     experiment, name, parent_run_id : str or None
     tags : mapping of str to str
+    experiment_id : str or None
+        In the terms of the server behind that sink; where no name is given.
     """
 
     run_id: str
@@ -66,6 +69,7 @@ class RunStart:
     name: str | None = None
     parent_run_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    experiment_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +225,7 @@ class LocalRuns:
             "name": start.name,
             "parent_run_id": start.parent_run_id,
             "tags": dict(start.tags),
+            "experiment_id": start.experiment_id,
         }
         try:
             os.makedirs(self.folder, 0o700, exist_ok=True)
@@ -252,6 +257,7 @@ class LocalRuns:
                 start["name"],
                 start["parent_run_id"],
                 {str(name): str(value) for name, value in start["tags"].items()},
+                start.get("experiment_id"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise OutboxError(f"{path} is damaged: {error}.", hint="Look at it, then move it away.") from error

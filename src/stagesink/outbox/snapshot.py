@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from stagesink.artifacts import FileSource, Fingerprint, Source, source_error
+from stagesink.disk import settle
 from stagesink.errors import SourceChanged
 from stagesink.streams import chunks
 
@@ -51,7 +52,7 @@ def take(source: FileSource, target: str, *, may_link: bool, sync: bool = True) 
     may_link : bool
         The file is not known to be rewritten in place.
     sync : bool
-        Wait until the bytes are on the disk. A hard link leaves that to :func:`settle`.
+        Wait until the bytes are on the disk. A hard link leaves that to :func:`.settle`.
 
     Raises
     ------
@@ -113,15 +114,6 @@ def copy(source: Source, target: str) -> str:
         finally:
             os.close(fd)
     return digest.hexdigest()
-
-
-def settle(path: str) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def is_shared(path: str) -> bool:

@@ -31,13 +31,14 @@ from filelock import FileLock, Timeout
 
 from stagesink.archive import ArchiveSource
 from stagesink.artifacts import FileSource, Fingerprint, Source
+from stagesink.disk import settle
 from stagesink.errors import OutboxError, OutboxFull
 from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import FILES, PLAN_FILE, Entry, KeptFile, Packed, overlap
 from stagesink.outbox.index import DamagedIndex, Index, Row
 from stagesink.outbox.local_runs import RUNS, LocalRuns
 from stagesink.outbox.settings import OutboxSettings
-from stagesink.outbox.snapshot import FULL, LINK_FROM, Taken, copy, is_shared, settle, take, unshare
+from stagesink.outbox.snapshot import FULL, LINK_FROM, Taken, copy, is_shared, take, unshare
 from stagesink.redaction import bare_uri
 from stagesink.transfer.plan import Plan
 

@@ -66,11 +66,14 @@ class KeptRuns:
         OutboxError
             The outbox cannot be written.
         """
+        experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
+        by_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if experiment is None and parent_run_id is None else None
         start = RunStart(
             run_id or new_run_id(),
             self._sink_uri,
             now_in_ms(),
-            experiment=experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
+            experiment=experiment,
+            experiment_id=by_id or None,
             name=run_name,
             parent_run_id=parent_run_id,
             tags={**_source(), **{name: str(value)[:LONGEST_TAG] for name, value in (tags or {}).items()}},

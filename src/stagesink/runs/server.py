@@ -36,6 +36,8 @@ class MlflowRuns:
     def experiment_of(self, run: NewRun) -> str:
         if run.experiment is None and run.parent_run_id is not None:
             return str(self._server.living_run(run.parent_run_id).info.experiment_id)
+        if run.experiment is None and run.experiment_id is not None:
+            return self._server.experiment_by_id(run.experiment_id)
         return self._server.experiment_id(run.experiment)
 
     def find(self, run: NewRun, experiment: str) -> str | None:

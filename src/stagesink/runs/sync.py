@@ -196,7 +196,8 @@ class RunSync:
         self, run: LocalRun, uri: str, server: RunServer, parent: str | None, tags: dict[str, str]
     ) -> tuple[str, bool]:
         start = run.start
-        new = NewRun(run.run_id, start.time, start.experiment, start.name, parent, tags)
+        by_id = start.experiment_id if uri == start.sink else None  # elsewhere it is another experiment
+        new = NewRun(run.run_id, start.time, start.experiment, start.name, parent, tags, by_id)
         experiment = run.told(uri).experiment
         if experiment is None:
             try:

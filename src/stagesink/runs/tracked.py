@@ -281,6 +281,17 @@ class TrackingServer:
             return self._experiment_called(name)
         return (own and os.environ.get("MLFLOW_EXPERIMENT_ID")) or _DEFAULT_EXPERIMENT
 
+    def experiment_by_id(self, experiment_id: str) -> str:
+        """Return the id, or the default experiment's where this server has none of that id."""
+        try:
+            with self.asked(f"The experiment {experiment_id!r} could not be looked up", missing=RunNotFound):
+                if self.client.get_experiment(experiment_id).lifecycle_stage != "deleted":
+                    return experiment_id
+        except RunNotFound:
+            pass
+        _log.warning("%s has no experiment %r: the run goes to the default one.", self.shown, experiment_id)
+        return _DEFAULT_EXPERIMENT
+
     def _experiment_called(self, name: str) -> str:
         with self.asked(f"The experiment {name!r} could not be looked up on {self.shown}"):
             experiment = self.client.get_experiment_by_name(name) or self._create_experiment(name)

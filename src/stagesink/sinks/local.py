@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.disk import settle
 from stagesink.errors import (
     ArtifactNotFound,
     ConfigError,
@@ -152,7 +153,7 @@ class LocalSink:
         if self.fsync:
             # A manifest that came back after a power cut would vouch for objects that were changed since.
             try:
-                _fsync_path(folder)
+                settle(folder)
             except FileNotFoundError:
                 pass  # another deletion took it away
             except OSError as error:
@@ -196,7 +197,7 @@ class LocalSink:
                 os.fsync(fd)
                 os.replace(temp, path)
                 with suppress(FileNotFoundError):  # deleted again, with its folder
-                    _fsync_path(os.path.dirname(path))
+                    settle(os.path.dirname(path))
         except OSError as error:
             raise _sink_error(path, error) from error
 
@@ -247,7 +248,7 @@ class LocalSink:
         os.makedirs(folder, exist_ok=True)
         if self.fsync:
             for made in missing:
-                _fsync_path(os.path.dirname(made))
+                settle(os.path.dirname(made))
 
     def _walk(self, run_id: str, folder: str, prefix: str) -> Iterator[StoredArtifact]:
         try:
@@ -304,7 +305,7 @@ class _BatchedLocalSink(LocalSink):
             else:
                 for path in (*self.deferred, *{os.path.dirname(path) for path in self.deferred}):
                     with suppress(FileNotFoundError, NotADirectoryError):  # deleted meanwhile
-                        _fsync_path(path)
+                        settle(path)
         except OSError as error:
             raise _sink_error(self.root, error) from error
         self.deferred.clear()
@@ -399,14 +400,6 @@ def _lock(fd: int) -> bool:
             return False
         raise
     return True
-
-
-def _fsync_path(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _one_per_disk(folders: Iterable[str]) -> Iterable[str]:

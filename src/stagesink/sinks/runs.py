@@ -46,6 +46,8 @@ class NewRun:
         When it began: milliseconds since 1970.
     experiment, name, parent_run_id : str or None
     tags : mapping of str to str
+    experiment_id : str or None
+        What this server may call its experiment, where it has no name.
     """
 
     local_id: str
@@ -54,6 +56,7 @@ class NewRun:
     name: str | None = None
     parent_run_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    experiment_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
