@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stagesink.streams import CHUNK_BYTES, chunks, filler
+from stagesink.streams import CHUNK_BYTES, chunks, filler, new_buffer
 
 
 class OnlyRead:
@@ -91,3 +91,11 @@ def test_each_thread_has_one_buffer_of_its_own() -> None:
     assert [len(buffers) for buffers in found] == [1, 1, 1, 1]
     assert found[0] == found[3]
     assert len(set.union(*found)) == 3
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 8 << 20])
+def test_a_new_buffer_is_as_large_as_asked_for_and_nobody_elses(size: int) -> None:
+    one, other = new_buffer(size), new_buffer(size)
+    assert (len(one), one.readonly, bytes(one[:3])) == (size, False, bytes(min(3, size)))
+    one[:] = b"\xff" * size
+    assert not any(bytes(other[:: 1 << 12]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,11 +11,10 @@ from typing import BinaryIO, TypeVar
 
 from stagesink.errors import SourceChanged
 from stagesink.sinks.protocol import OnBytes
-from stagesink.streams import filler
+from stagesink.streams import filler, new_buffer
 
 T = TypeVar("T")
 
-_SMALL = 1 << 20  # bytes
 _AT_ONCE = 4  # parts of one object
 _BUFFERS = 8  # parts of all objects together, which bounds the memory
 
@@ -101,12 +99,8 @@ def _exactly(stream: BinaryIO, size: int, *, last: bool) -> memoryview:
 
 
 def read(stream: BinaryIO, size: int) -> memoryview:
-    """Read up to ``size`` bytes; fewer only at the end.
-
-    Large pieces are memory straight from the system, and go back to it: from the heap, which has a region for each
-    thread, twice as much would stay behind.
-    """
-    piece = memoryview(mmap.mmap(-1, size) if size > _SMALL else bytearray(size))
+    """Read up to ``size`` bytes; fewer only at the end."""
+    piece = new_buffer(size)
     fill, count = filler(stream), 0
     while count < size and (more := fill(piece[count:])):
         count += more

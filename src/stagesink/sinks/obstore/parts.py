@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import BinaryIO
 
 from stagesink.errors import SourceChanged
 from stagesink.sinks.protocol import OnBytes
-from stagesink.streams import CHUNK_BYTES, filler
+from stagesink.streams import CHUNK_BYTES, filler, new_buffer
 
 PART_BYTES = 8 << 20
 """Size of a part, and of the largest object that goes in one request."""
@@ -33,8 +32,7 @@ def part_bytes(size: int | None) -> int:
 class Pieces:
     """The bytes of a source in parts: read once, counted, and held against the size it said it has.
 
-    Each part is memory of its own, which obstore sends as it is. Large ones come straight from the system and go back
-    to it: from the heap, which has a region for each thread, three times as much would stay behind.
+    Each part is memory of its own, which obstore sends as it is.
 
     Attributes
     ----------
@@ -81,7 +79,7 @@ class Pieces:
         try:
             if self._size is not None:
                 length = min(length, self._size - self.count)
-            buffer = memoryview(mmap.mmap(-1, length) if length > _SMALL else bytearray(length))
+            buffer = new_buffer(length)
             got = 0
             while got < length and (more := self._fill(buffer[got : got + CHUNK_BYTES])):
                 got += more
