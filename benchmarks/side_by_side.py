@@ -20,23 +20,32 @@ Measured = dict[str, list[dict[str, float]]]
 
 
 def alternate(
-    clients: Mapping[str, list[str]], runs: int, *, environment: Mapping[str, str] | None = None, warm: bool = True
+    clients: Mapping[str, list[str]],
+    runs: int,
+    *,
+    environment: Mapping[str, str] | None = None,
+    warm: bool = True,
+    first: int = 0,
 ) -> Measured:
     """Run the clients in turn, ``runs`` times, after one round that does not count unless ``warm`` is false.
+
+    Every second round goes backwards: whoever comes first finds the server as nobody left it.
 
     Parameters
     ----------
     clients : mapping of str to list of str
         The command of each. ``{turn}`` in it becomes something that no other run has.
+    first : int
+        Number of the first round.
     """
     measured: Measured = {name: [] for name in clients}
-    for turn in range(runs + warm):
-        for name, command in clients.items():
+    for turn in range(first, first + runs + warm):
+        for name, command in list(clients.items())[:: -1 if turn % 2 else 1]:
             words = [word.replace("{turn}", f"{turn}-{time.monotonic_ns()}") for word in command]
             done = subprocess.run(
                 words, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
             )
-            if turn >= warm:
+            if turn >= first + warm:
                 measured[name].append(json.loads(done.stdout.splitlines()[-1]))
     return measured
 
