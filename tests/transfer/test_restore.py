@@ -455,7 +455,7 @@ def test_a_disk_that_refuses_at_the_end_is_a_failed_restore(
     def refuse(path: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(local_module, "_fsync_path", refuse)
+    monkeypatch.setattr(local_module, "settle", refuse)
     (tmp_path / "there/tree/c").mkdir(parents=True)
     memory.delete(ArtifactKey(RUN, "tree/b.bin"))
     error = failing(memory, committed, tmp_path / "there", QUICK)
