@@ -239,7 +239,7 @@ def test_an_experiment_that_the_environment_named_by_its_id_when_the_run_began(
         pass
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "123456789")  # where the sync runs it may be another, or none
     (outcome,) = synced(outbox)
-    assert client.get_run(outcome.run_id).info.experiment_id == (experiment_id if is_there else "0")
+    assert client.get_run(outcome.server_run_id).info.experiment_id == (experiment_id if is_there else "0")
     assert ("no experiment '987654321'" in caplog.text) == (not is_there)
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
 from stagesink import open_sink
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import ConfigError, RunNotFound, SinkConflict
+from stagesink.errors import ConfigError, DeleteNotSupported, RunNotFound, SinkConflict
 from stagesink.sinks.mlflow import MlflowSink, direct
 from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.proxied import split_root
@@ -188,6 +188,28 @@ def test_a_run_is_looked_up_once(mlflow_server: MlflowServer) -> None:
         for name in ("a", "b"):
             sink.put(ArtifactKey(run_id, name), MemorySource(b"x"))
         assert sum("runs/get" in path for _, path in proxy.requests) == 1
+
+
+def test_a_writers_note_is_listed_and_removed_by_one_request_each(mlflow_server: MlflowServer) -> None:
+    from faults.proxy import FaultProxy
+
+    run_id = mlflow_server.run()
+    with FaultProxy(mlflow_server.port) as proxy:
+        sink = MlflowSink(f"mlflow+http://127.0.0.1:{proxy.port}")
+        notes, key = sink.notes(), ArtifactKey(run_id, ".stagesink/turn.a.-.me.1.1")
+        assert list(notes.list(run_id, ".stagesink")) == []
+        notes.put(key, MemorySource(b"x"))
+        asked = len(proxy.requests)
+        assert [stored.key for stored in notes.list(run_id, ".stagesink")] == [key]
+        assert len(proxy.requests) == asked + 1
+        if sink.removes(run_id):
+            notes.delete(key)
+            assert len(proxy.requests) == asked + 2
+            notes.delete(key)  # it is gone already
+        else:
+            with pytest.raises(DeleteNotSupported):
+                notes.delete(key)
+        assert (sink.stat(key) is None) == sink.removes(run_id)
 
 
 def test_opening_asks_nothing() -> None:

@@ -98,6 +98,30 @@ def test_of_small_ones_that_wait_more_run_at_once(workers: int, most: int) -> No
     run_jobs([(1, lambda: void(together.wait()))] * most, workers=workers, cancel=threading.Event())
 
 
+@pytest.mark.parametrize(("workers", "most"), [(2, 16), (8, 64), (50, 64)])
+def test_of_small_ones_that_are_known_to_wait_still_more_run_at_once(workers: int, most: int) -> None:
+    together = threading.Barrier(most, timeout=60)
+    jobs = [(1, lambda: void(together.wait()))] * most
+    run_jobs(jobs, workers=workers, cancel=threading.Event(), answer=0.05)
+
+
+def test_where_answers_are_known_to_take_long_large_ones_are_no_more_at_once() -> None:
+    lock, running, most = threading.Lock(), 0, 0
+    both = threading.Barrier(3, timeout=60)
+
+    def job() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        both.wait()
+        with lock:
+            running -= 1
+
+    run_jobs([(LARGE, job)] * 9, workers=3, cancel=threading.Event(), answer=0.05)
+    assert most == 3
+
+
 def test_one_worker_means_one_also_for_small_ones() -> None:
     running = threading.Lock()
 

@@ -20,6 +20,7 @@ _SMALL_EVERY = 4  # one pick in so many takes the smallest job left
 _SMALL_BYTES = 1 << 20  # no more than a thread's own buffer: many of these at once cost no memory to speak of
 _MORE_OF_SMALL = 4  # times as many threads for those, where a thread gets through few, to begin with
 _SLOW_JOBS = 50  # a second in one thread: it waits for answers, not for the interpreter
+_MORE_OF_FAR = 8  # times as many threads for small jobs, where it is known from the start that each will wait
 _MOST = 64
 
 
@@ -30,14 +31,15 @@ def run_jobs(
     cancel: threading.Event,
     tick: Callable[[], None] | None = None,
     moved: Callable[[], float] | None = None,
+    answer: float = 0.0,
 ) -> None:
     """Run all jobs; return when the last has ended.
 
     Large ones go first, since the last large one decides when all is done; every fourth pick takes the smallest left,
     so that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread
     that gets through small local files at more than a thousand a second is left alone, since a second would slow it
-    down. Where each answer takes long, as over a wide area network, small jobs get four times as many threads, and from
-    there on :class:`.Level` seeks the number that gets most done.
+    down. Where each answer takes long, as over a wide area network, small jobs get four times as many threads, or eight
+    times where that was known before, and from there on :class:`.Level` seeks the number that gets most done.
 
     Parameters
     ----------
@@ -53,10 +55,12 @@ def run_jobs(
         Called about ten times a second from the calling thread.
     moved : callable, optional
         Returns how much was done so far. Without it the number of jobs at once stays as it began.
+    answer : float
+        Seconds that the backend took for an answer just now; 0 where that is not known.
     """
     queue = deque(sorted(jobs, key=lambda sized: -sized[0]))
     if queue:
-        _Crew(queue, workers, cancel, moved).run(tick or (lambda: None))
+        _Crew(queue, workers, cancel, moved, far=answer * _SLOW_JOBS > 1).run(tick or (lambda: None))
 
 
 @contextmanager
@@ -83,12 +87,16 @@ class _Crew:
         workers: int,
         cancel: threading.Event,
         moved: Callable[[], float] | None,
+        *,
+        far: bool,
     ) -> None:
         self._queue = queue
         self._workers = min(workers, len(queue))
         small = sum(size <= _SMALL_BYTES for size, _ in queue) if workers > 1 else 0
-        self._helpers = min(small, max(0, min(_MORE_OF_SMALL * workers, _MOST) - self._workers))
+        more = _MORE_OF_FAR if far else _MORE_OF_SMALL
+        self._helpers = min(small, max(0, min(more * workers, _MOST) - self._workers))
         self._most = self._workers + min(small, max(0, _MOST - self._workers))
+        self._far = far
         self._cancel = cancel
         self._moved = moved
         self._level: Level | None = None
@@ -106,7 +114,9 @@ class _Crew:
         start = time.monotonic()
         wait = _FIRST_LOOK_SECONDS
         try:
-            self._hire(1)
+            self._hire(self._workers if self._far else 1)
+            if self._far:
+                self._hire(self._helpers, most_bytes=_SMALL_BYTES)
             while not self._done.wait(wait):
                 tick()
                 hired = len(self._threads)

@@ -398,7 +398,12 @@ class Run:
     def _land_all(self, objects: Iterable[PlannedObject]) -> None:
         jobs = [(item.size or 0, lambda item=item: self._land(item)) for item in objects]
         run_jobs(
-            jobs, workers=self.options.workers, cancel=self.cancel, tick=self.counter.tick, moved=self.counter.moved
+            jobs,
+            workers=self.options.workers,
+            cancel=self.cancel,
+            tick=self.counter.tick,
+            moved=self.counter.moved,
+            answer=self.turn.answer,
         )
 
     def _land(self, item: PlannedObject) -> None:

@@ -106,6 +106,8 @@ class Turn:
         self.notes = Notes(sink, run_id)
         self.seen: list[Note] = []
         """What the last listing showed: notes of all kinds."""
+        self.answer = 0.0
+        """Seconds that it took."""
         self._what = f"{run_id}/{paths[0]}" if len(paths) == 1 else f"The run {run_id}"
         self._uri = sink.uri
         self._retry = retry
@@ -163,7 +165,9 @@ class Turn:
         deadline = _now() + self._patience
         pause = _FIRST_PAUSE
         while True:
+            asked = time.monotonic()
             self.seen = self._retry.call(self.notes.list)
+            self.answer = time.monotonic() - asked
             others = [note for note in self.seen if self._minds(note)]
             if self._ended.is_set():
                 return False

@@ -20,7 +20,7 @@ from stagesink.sinks.mlflow.direct import DirectRoot
 from stagesink.sinks.mlflow.multipart import Multipart
 from stagesink.sinks.mlflow.proxied import ENDPOINT, UNKNOWN, ProxiedRoot, server_version, split_root
 from stagesink.sinks.mlflow.tracking import ClientTracking, RestTracking, Tracking, client_of, http_client
-from stagesink.sinks.protocol import ArtifactSink, BatchingSink, OnBytes
+from stagesink.sinks.protocol import ArtifactSink, BatchingSink, NotingSink, OnBytes
 
 _REMOVES_FILES = (2, 17)  # the version of MLflow from which its server does
 
@@ -135,7 +135,13 @@ class MlflowSink:
     def batch(self) -> Iterator[ArtifactSink]:
         """Share the waiting for the disk among many small objects, where a run's artifacts lie on one."""
         with ExitStack() as batches:
-            yield _Batched(self, batches)
+            yield _View(
+                self, lambda root: batches.enter_context(root.batch()) if isinstance(root, BatchingSink) else root
+            )
+
+    def notes(self) -> ArtifactSink:
+        """Return a view for what writers leave each other, where a run's way to its artifacts has a quicker one."""
+        return _View(self, lambda root: root.notes() if isinstance(root, NotingSink) else root)
 
     # -- ways ----------------------------------------------------------------------------------------------------------
 
@@ -197,22 +203,19 @@ class MlflowSink:
         return seen
 
 
-class _Batched(MlflowSink):
-    """A view of the sink whose roots are batches until the block ends."""
+class _View(MlflowSink):
+    """The sink with other roots: each is made of its own when it is first asked for."""
 
-    def __init__(self, sink: MlflowSink, batches: ExitStack) -> None:
+    def __init__(self, sink: MlflowSink, change: Callable[[ArtifactSink], ArtifactSink]) -> None:
         self.__dict__.update({**sink.__dict__, "_roots": {}})
         self._sink = sink
-        self._batches = batches
+        self._change = change
         self._lock = threading.Lock()
 
     def _root(self, run_id: str) -> ArtifactSink:
         with self._lock:
             if run_id not in self._roots:
-                root = self._sink._root(run_id)
-                self._roots[run_id] = (
-                    self._batches.enter_context(root.batch()) if isinstance(root, BatchingSink) else root
-                )
+                self._roots[run_id] = self._change(self._sink._root(run_id))
             return self._roots[run_id]
 
 
