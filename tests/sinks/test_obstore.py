@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import hashlib
 import os
@@ -27,7 +28,7 @@ from stagesink.sinks import ArtifactSink, open_sink, registry
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.sinks.obstore import ObstoreSink, azure, google, s3
 from stagesink.sinks.obstore.parts import PART_BYTES, part_bytes
-from stagesink.sinks.protocol import SweepingSink
+from stagesink.sinks.protocol import NotingSink, SweepingSink
 from stagesink.testing import GeneratedSource
 from stagesink.testing.azurite import Azurite
 from stagesink.testing.conformance import NAMES
@@ -259,6 +260,17 @@ def test_small_objects_go_in_one_request(proxied: ArtifactSink, proxy: FaultProx
     assert [method for method, _ in proxy.requests] == ["PUT"] * 3
 
 
+def test_writers_notes_are_listed_by_one_request(proxied: ArtifactSink, proxy: FaultProxy) -> None:
+    assert isinstance(proxied, NotingSink)
+    notes, key = proxied.notes(), ArtifactKey("run", ".stagesink/turn.a.-.me.1.1")
+    notes.put(key, MemorySource(b"x"))
+    proxy.forget()
+    assert [stored.key for stored in notes.list("run", ".stagesink")] == [key]
+    assert [method for method, _ in proxy.requests] == ["GET"]
+    notes.delete(key)
+    assert list(notes.list("run", ".stagesink")) == []
+
+
 @pytest.mark.parametrize(
     "error", [SourceChanged("It changed."), OSError(5, "gone"), FileNotFoundError("gone")], ids=repr
 )
@@ -339,6 +351,44 @@ def test_the_etag_is_the_md5_of_an_object_in_one_piece_alone(sink: ArtifactSink)
     assert sink.put(KEY, small).digests == {"md5": small.digest("md5")}
     assert sink.put(KEY, large).digests == {}
     assert sink.stat(KEY).digests == {}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "there"),
+    [
+        ({}, {}, True),
+        ({}, {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_supported"}, True),
+        ({}, {"AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED"}, False),
+        ({"config_kwargs": {"request_checksum_calculation": "when_required"}}, {}, False),
+    ],
+)
+def test_the_store_checks_and_keeps_the_sha256_of_each_part_unless_asked_not_to(
+    moto: S3Server,
+    bucket: str,
+    options: dict[str, Any],
+    environ: dict[str, str],
+    there: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    sink = open_sink(f"s3://{bucket}/checksums", storage_options={**moto.options(), **options})
+    assert isinstance(sink, ObstoreSink)
+    source = GeneratedSource(PART_BYTES + 1000)
+    sink.put(KEY, source)
+    with source.open() as stream:
+        data = b"".join(iter(lambda: stream.read(1 << 20), b""))
+    parts = hashlib.sha256(data[:PART_BYTES]).digest() + hashlib.sha256(data[PART_BYTES:]).digest()
+    of_the_parts = base64.b64encode(hashlib.sha256(parts).digest()).decode()
+    told = moto.boto3().head_object(Bucket=bucket, Key=f"checksums/{KEY}", ChecksumMode="ENABLED")
+    # S3 adds the number of parts, moto forgets it here.
+    assert told.get("ChecksumSHA256", "").partition("-")[0] == (of_the_parts if there else "")
+
+
+def test_a_store_that_refuses_checksums_is_told_how_to_be_reached(proxied: ArtifactSink, proxy: FaultProxy) -> None:
+    proxy.plan(Answer(501), method="POST", path="uploads")
+    with pytest.raises(TransientSinkError, match="AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+        proxied.put(KEY, GeneratedSource(PART_BYTES + 1))
 
 
 def test_the_etag_is_no_md5_where_the_bucket_encrypts_with_a_key_of_its_own(moto: S3Server) -> None:

@@ -46,7 +46,11 @@ _BY_CODE: dict[str, type[SinkError]] = {
 
 
 def sink_error(
-    error: BaseException, doing: str, missing: type[SinkError], look: Callable[[], Answer] | None
+    error: BaseException,
+    doing: str,
+    missing: type[SinkError],
+    look: Callable[[], Answer] | None,
+    hint: str | None = None,
 ) -> SinkError:
     """Say in our terms what obstore raised.
 
@@ -59,12 +63,13 @@ def sink_error(
         What "not found" means here.
     look : callable or None
         Asks the store again, by another client. What it raises itself is the answer then.
+    hint : str, optional
+        What to do where neither says why.
     """
     from obstore import exceptions
 
     if isinstance(error, FileNotFoundError):
-        hint = _BUCKET_HINT if missing is RunNotFound else None
-        return missing(f"{doing}: the store does not have it.", hint=hint)
+        return missing(f"{doing}: the store does not have it.", hint=_BUCKET_HINT if missing is RunNotFound else None)
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return SinkConflict(f"{doing}: something else holds that name, or a lease on it.")
     if isinstance(error, exceptions.NotSupportedError | exceptions.InvalidPathError):
@@ -79,7 +84,7 @@ def sink_error(
         return answer
     if refused:
         return SinkAuthError(f"{doing}: the store does not let us ({type(error).__name__}).")
-    return TransientSinkError(f"{doing}: the store failed, or the way to it did.")
+    return TransientSinkError(f"{doing}: the store failed, or the way to it did.", hint=hint)
 
 
 def error_of(answer: Answer, doing: str, missing: type[SinkError]) -> SinkError | None:

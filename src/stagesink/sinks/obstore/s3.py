@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stagesink.errors import TransientSinkError
 from stagesink.sinks.obstore.settings import Settings, authorities_of, folder_of, seconds_of
 
 _OPTIONS = {"key", "secret", "token", "anon", "endpoint_url", "client_kwargs", "config_kwargs", "username", "password"}
 _CLIENT = {"region_name", "endpoint_url"}
-_CONFIG = {"connect_timeout", "read_timeout"}
+_CONFIG = {"connect_timeout", "read_timeout", "request_checksum_calculation"}
+_CHECKSUM_HINT = (
+    f"{TransientSinkError.default_hint} If it only speaks like S3, it may refuse checksums: "
+    "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
+)
 
 UNDERSTOOD = frozenset(
     {
@@ -20,6 +25,7 @@ UNDERSTOOD = frozenset(
         "AWS_ENDPOINT_URL",
         "AWS_ENDPOINT_URL_S3",
         "AWS_REGION",
+        "AWS_REQUEST_CHECKSUM_CALCULATION",
         "AWS_SECRET_ACCESS_KEY",
         "AWS_SESSION_TOKEN",
     }
@@ -101,9 +107,22 @@ def settings(uri: str, options: Mapping[str, Any], environ: Mapping[str, str]) -
     if endpoint:
         told["endpoint"] = endpoint.rstrip("/")
         told["aws_endpoint_url_s3"] = told["endpoint"]  # else the variable of that name would win
+    hint = None
+    if _wants_checksums(config, environ):
+        # It is the digest that each request is signed with, so it costs nothing; the store keeps it, and checks it.
+        told["checksum_algorithm"], hint = "sha256", _CHECKSUM_HINT
     trusted = authorities_of(environ, "AWS_CA_BUNDLE", "SSL_CERT_FILE")
     where = endpoint or f"https://s3.{region}.amazonaws.com"
-    return Settings("S3Store", bucket, root, where, told, limits, trusted)
+    return Settings("S3Store", bucket, root, where, told, limits, trusted, hint)
+
+
+def _wants_checksums(config: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Tell whether what is put carries a checksum: as with botocore, unless one says that only where S3 requires it.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-dataintegrity.html
+    """
+    asked = config.get("request_checksum_calculation") or environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") or ""
+    return str(asked).lower() != "when_required"
 
 
 def _credentials(options: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str] | None:

@@ -36,6 +36,8 @@ class Settings:
         How long a connection and an answer may take.
     authorities : tuple of str
         Files with certificates to trust besides the system's.
+    hint : str or None
+        What to do about a store that fails and does not say why.
     """
 
     kind: Literal["S3Store", "AzureStore", "GCSStore"]
@@ -45,6 +47,7 @@ class Settings:
     config: Mapping[str, Any] = field(repr=False)
     seconds: tuple[float, float] = (CONNECT_SECONDS, ANSWER_SECONDS)
     authorities: tuple[str, ...] = ()
+    hint: str | None = None
 
 
 def folder_of(uri: str) -> tuple[str, str] | None:

@@ -142,6 +142,10 @@ class ObstoreSink:
         with suppress(ArtifactNotFound), self._translating(f"{self._address(key)} could not be deleted", path):
             obstore.delete(self._client().store, path)
 
+    def notes(self) -> ObstoreSink:
+        """Return a view for what writers leave each other, with fewer questions; see :class:`_Notes`."""
+        return _Notes(self)
+
     def sweep(self, older_than: timedelta) -> builtins.list[str]:
         """Abort uploads that nobody finished; obstore cannot list them, so fsspec's client does it."""
         return self._other().sweep(older_than)
@@ -261,7 +265,7 @@ class ObstoreSink:
     ) -> SinkError:
         look = self._client().look
         again = partial(look.listing, doing) if path is None else partial(look.at, path, doing)
-        return sink_error(error, doing, missing, again if look.can_sign else None)
+        return sink_error(error, doing, missing, again if look.can_sign else None, self._settings.hint)
 
     def _must_be_a_listing(self, listing: str) -> None:
         """See that it is the store that holds nothing: a proxy's page reads like an empty listing."""
@@ -290,6 +294,18 @@ class ObstoreSink:
     def _other(self) -> FsspecSink:
         other = self._others.get(os.getpid())
         return other or self._others.setdefault(os.getpid(), FsspecSink(self._url, self._options))
+
+
+class _Notes(ObstoreSink):
+    """The sink, as notes need it: they lie in a folder, and no object has the folder's own name."""
+
+    def __init__(self, sink: ObstoreSink) -> None:
+        self.__dict__ = sink.__dict__
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        if (other := self._after_fork()) is not None:
+            return other.list(run_id, prefix)
+        return self._find(run_id, prefix)
 
 
 class _Client:
