@@ -29,16 +29,16 @@ FILES = 600
 
 def one(url: str, folder: str, fixed: int) -> float:
     """Upload once in this process; ``fixed`` 0 means that the engine chooses."""
-    import stagesink.transfer.engine as engine
+    import stagesink.transfer.run as run
     from stagesink.sinks import open_sink
     from stagesink.transfer import Transfer, TransferOptions, plan_tree, pool
 
     options = TransferOptions(attempts=100)
     if fixed:
         options = TransferOptions(attempts=100, workers=fixed)
-        pool._MORE_OF_SMALL = 1
-        run_jobs = engine.run_jobs
-        engine.run_jobs = lambda jobs, moved, **rest: run_jobs(jobs, **rest)  # type: ignore[assignment]
+        pool._MORE_OF_SMALL = pool._MORE_OF_FAR = 1
+        run_jobs = run.run_jobs
+        run.run_jobs = lambda jobs, moved, **rest: run_jobs(jobs, **rest)  # type: ignore[assignment]
     sink = open_sink(f"mlflow+{url}")
     start = time.perf_counter()
     Transfer(sink, options).run(plan_tree("run", "checkpoint", folder))
