@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from stagesink.planning import StrPath
 from stagesink.sinks import ArtifactSink
-from stagesink.uploader import ArtifactUploader, StrPath
+from stagesink.uploader import ArtifactUploader
 
 _ARCHIVE = "best_trial_checkpoint.tar.gz"
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from stagesink.planning import StrPath
 from stagesink.sinks import ArtifactSink
-from stagesink.uploader import ArtifactUploader, StrPath
+from stagesink.uploader import ArtifactUploader
 
 
 def upload_training_artifacts(

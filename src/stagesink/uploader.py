@@ -9,51 +9,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from stagesink.archive import archive_format_of
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
 from stagesink.destination import choose_sink, storage_options_for
 from stagesink.drain import install_wanted_drain, kept_on_a_signal
-from stagesink.errors import ConfigError, SourceNotFound, StagesinkError, TransferError
+from stagesink.errors import ConfigError, StagesinkError, TransferError
 from stagesink.keeping import Keeper, can_wait, kept_receipts
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
-from stagesink.provenance import provenance
+from stagesink.planning import NO_RANKS, Planner, Ranks, StrPath, additions, checked, name_of
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
 from stagesink.runs import MADE_HERE, find_run, named_run
-from stagesink.runs.session import next_session
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.stages import OnFailure
-from stagesink.transfer import (
-    Plan,
-    ProgressCallback,
-    Transfer,
-    TransferOptions,
-    plan_archive,
-    plan_file,
-    plan_packed_tree,
-    plan_tree,
-    progress_callback,
-)
+from stagesink.transfer import Plan, ProgressCallback, Transfer, TransferOptions, progress_callback
 from stagesink.transfer.options import Verify
 from stagesink.transfer.progress import ProgressStyle
-from stagesink.transfer.share import Share
-from stagesink.tree import scan_tree
 
 if TYPE_CHECKING:
     from stagesink.outbox.entry import Entry
     from stagesink.runs.kept import KeptRuns
 
 logger = logging.getLogger("stagesink")
-
-StrPath = str | os.PathLike[str]
-Ranks = tuple[int | None, int | None, str | None]
 
 
 class ArtifactUploader:
@@ -218,11 +201,15 @@ class ArtifactUploader:
             Default: what the launcher tells, see :mod:`stagesink.runs.session`.
         """
         destination = _posix(artifact_path)
-        ranks = (rank, world_size, session)
-        return self._upload(
-            destination,
-            lambda: self._plan_checkpoint(_checked(checkpoint_dir), destination, ranks, force=not skip_if_disabled),
-        )
+        skipped = self._skipped if skip_if_disabled else self._all_skipped
+
+        def plan() -> Plan | None:
+            folder = checked(checkpoint_dir)
+            if skipped(destination):
+                return None
+            return self._planner.checkpoint(folder, destination, (rank, world_size, session))
+
+        return self._upload(destination, plan)
 
     def upload_packed_checkpoint(
         self,
@@ -242,7 +229,12 @@ class ArtifactUploader:
             Of the HPO trial; goes into the manifest.
         """
         destination = _posix(artifact_path)
-        return self._upload(destination, lambda: self._plan_packed(_checked(checkpoint_dir), destination, trial_number))
+
+        def plan() -> Plan | None:
+            folder = checked(checkpoint_dir)
+            return None if self._skipped(destination) else self._planner.packed(folder, destination, trial_number)
+
+        return self._upload(destination, plan)
 
     def upload_file(self, file_path: StrPath, artifact_path: str | None = None) -> bool:
         """Upload one file.
@@ -255,8 +247,9 @@ class ArtifactUploader:
         """
 
         def plan() -> Plan | None:
-            path = _checked(file_path)
-            return self._plan_file(path, _name_of(path) if artifact_path is None else _posix(artifact_path))
+            path = checked(file_path)
+            destination = name_of(path) if artifact_path is None else _posix(artifact_path)
+            return None if self._skipped(destination) else self._planner.file(path, destination)
 
         return self._upload(str(file_path if artifact_path is None else artifact_path), plan)
 
@@ -277,15 +270,10 @@ class ArtifactUploader:
 
         def plans() -> Sequence[Plan | None]:
             _check_type("folder", destination, (str,))
-            local = _checked(path)
-            if not os.path.isdir(local):
-                name = _name_of(local)
-                return [self._plan_addition(local, f"{destination}/{name}" if destination else name)]
-            if destination:
-                return [self._plan_addition(local, destination)]
-            # Not one tree: a manifest of the root would vouch for what every other upload of the run puts there.
-            names = dict.fromkeys(file.path.partition("/")[0] for file in scan_tree(local).files)
-            return [self._plan_addition(os.path.join(local, name), name) for name in names]
+            return [
+                None if self._skipped(there) else self._planner.addition(local, there)
+                for there, local in additions(checked(path), destination).items()
+            ]
 
         return self._upload(str(path if folder is None else folder), plans)
 
@@ -305,7 +293,12 @@ class ArtifactUploader:
         artifact_path : str
         """
         destination = _posix(artifact_path)
-        return self._upload(destination, lambda: self._plan_archive(_checked(archive_path), manifest, destination))
+
+        def plan() -> Plan | None:
+            archive = checked(archive_path)
+            return None if self._skipped(destination) else self._planner.archive(archive, manifest, destination)
+
+        return self._upload(destination, plan)
 
     def upload_plan(self, plan: Plan) -> bool:
         """Upload what was planned for :attr:`run_id` already, if its stage and slot are switched on."""
@@ -326,7 +319,7 @@ class ArtifactUploader:
         paths: Mapping[str, StrPath],
         *,
         trial_number: int | None = None,
-        ranks: Ranks = (None, None, None),
+        ranks: Ranks = NO_RANKS,
     ) -> dict[str, bool]:
         """Upload what the stage hands over, slot by slot, each to the destination the stage table names.
 
@@ -354,13 +347,15 @@ class ArtifactUploader:
                 raise ConfigError(
                     f"The stage {self.stage!r} has no slot {name!r}.", hint="artifacts.stages adds slots."
                 )
-            path = _checked(path)
-            destination = slot.destination_of(_name_of(path))
+            path = checked(path)
+            destination = slot.destination_of(name_of(path))
+            if self._skipped(destination):
+                return None
             if slot.kind == "tree":
-                return self._plan_checkpoint(path, destination, ranks)
+                return self._planner.checkpoint(path, destination, ranks)
             if slot.kind == "archive":
-                return self._plan_packed(path, destination, trial_number)
-            return self._plan_file(path, destination)
+                return self._planner.packed(path, destination, trial_number)
+            return self._planner.file(path, destination)
 
         return {
             name: self._upload(name, lambda name=name, path=path: plan(name, path))  # type: ignore[misc]
@@ -400,6 +395,10 @@ class ArtifactUploader:
     @cached_property
     def _keeper(self) -> Keeper:
         return Keeper(self.config, self.stage)
+
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self.config, self.stage, self.run_id, self.named_run_id is not None)
 
     def _storage_options(self, uri: str) -> Mapping[str, Any]:
         given = self._given_storage_options
@@ -462,67 +461,6 @@ class ArtifactUploader:
         return self._metrics.snapshot()
 
     # -- the way of one upload ---------------------------------------------------------------------------------------
-
-    def _plan_checkpoint(
-        self, folder: str, destination: str, ranks: Ranks = (None, None, None), *, force: bool = False
-    ) -> Plan | None:
-        skipped = self._all_skipped if force else self._skipped
-        if skipped(destination):
-            return None
-        share = self._share(destination, *ranks)
-        pack = self.config.artifacts.pack
-        if pack != "none":
-            if share is not None and share.world_size > 1:
-                raise ConfigError(
-                    f"artifacts.pack is {pack}, and several ranks cannot make one archive.",
-                    hint="Set artifacts.pack (STAGESINK_PACK) to none for this job.",
-                )
-            return self._packed(folder, f"{destination}.{pack}", None)
-        return plan_tree(self.run_id, destination, folder, provenance=provenance(self.stage), share=share)
-
-    def _share(self, destination: str, rank: int | None, world_size: int | None, session: str | None) -> Share | None:
-        if rank is None and world_size is None:
-            return None
-        if rank is None or world_size is None:
-            raise ConfigError("rank and world_size go together.", hint="Pass both, or none of them.")
-        if world_size == 1:
-            return Share(rank, world_size, session or "alone")
-        if self.named_run_id is None:
-            raise ConfigError(
-                "Each rank would make up a run of its own.",
-                hint="Name one run for all ranks: run_id=, STAGESINK_RUN_ID or MLFLOW_RUN_ID.",
-            )
-        return Share(rank, world_size, next_session(self.run_id, destination) if session is None else session)
-
-    def _plan_packed(self, folder: str, destination: str, trial_number: int | None) -> Plan | None:
-        return None if self._skipped(destination) else self._packed(folder, destination, trial_number)
-
-    def _plan_file(self, file: str, destination: str) -> Plan | None:
-        if self._skipped(destination):
-            return None
-        return plan_file(self.run_id, destination, file, provenance=provenance(self.stage))
-
-    def _plan_addition(self, local: str, destination: str) -> Plan | None:
-        if self._skipped(destination):
-            return None
-        plan = plan_tree if os.path.isdir(local) else plan_file
-        return replace(plan(self.run_id, destination, local, provenance=provenance(self.stage)), adds=True)
-
-    def _plan_archive(self, archive: str, manifest: Mapping[str, Any] | None, destination: str) -> Plan | None:
-        if self._skipped(destination):
-            return None
-        return plan_archive(self.run_id, destination, archive, manifest=manifest, provenance=provenance(self.stage))
-
-    def _packed(self, folder: str, destination: str, trial_number: int | None) -> Plan:
-        return plan_packed_tree(
-            self.run_id,
-            destination,
-            folder,
-            archive_format=archive_format_of(destination),
-            level=self.config.artifacts.compression.level,
-            details={} if trial_number is None else {"trial_number": trial_number},
-            provenance=provenance(self.stage),
-        )
 
     def _count(self, receipts: tuple[Receipt, ...], start: float, *, failed: bool) -> None:
         self.receipts.extend(receipts)
@@ -694,18 +632,3 @@ def _check_type(name: str, value: object, kinds: tuple[type, ...]) -> None:
     if not isinstance(value, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds if kind is not NoneType)
         raise ConfigError(f"{name} is {type(value).__name__}; it takes {expected}.", hint="Correct the call.")
-
-
-def _checked(path: StrPath) -> str:
-    """Return a path that names something: the empty one would mean the working folder."""
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        raise SourceNotFound(f"Expected a path, got {type(path).__name__}.", hint="Pass a str or a Path.") from None
-    if not text or "\0" in text:
-        raise SourceNotFound(f"The path {text!r} names nothing.", hint="Check the path.")
-    return text
-
-
-def _name_of(path: str) -> str:
-    return os.path.basename(os.path.abspath(path))  # "out/" and "." have names too

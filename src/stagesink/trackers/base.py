@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 from stagesink.errors import TransientSinkError
+from stagesink.planning import StrPath
 from stagesink.runs.kept import KeptRun, KeptRuns
 from stagesink.runs.tracked import EndStatus, TrackedRun, now_in_ms, resume_run, start_run
 from stagesink.sinks import ArtifactSink
-from stagesink.uploader import ArtifactUploader, StrPath
+from stagesink.uploader import ArtifactUploader
 
 _log = logging.getLogger("stagesink")
 

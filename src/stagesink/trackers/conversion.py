@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stagesink.planning import StrPath
 from stagesink.stage_helpers import upload_conversion_artifacts
 from stagesink.trackers.base import StageTracker
-from stagesink.uploader import StrPath
 
 
 class MLflowConversionTracker(StageTracker):

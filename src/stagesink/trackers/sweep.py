@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from stagesink.config.load import SKIP_VARIABLE
 from stagesink.errors import SourceNotFound
+from stagesink.planning import StrPath
 from stagesink.runs.kept import KeptRun
 from stagesink.runs.tracked import EndStatus, TrackedRun
 from stagesink.stage_helpers import upload_hpo_artifacts
 from stagesink.trackers.base import StageTracker
-from stagesink.uploader import StrPath
 
 
 class MLflowSweepTracker(StageTracker):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from stagesink.planning import StrPath
 from stagesink.stage_helpers import upload_training_artifacts
 from stagesink.trackers.base import StageTracker
-from stagesink.uploader import StrPath
 
 
 class MLflowTrainingTracker(StageTracker):
