@@ -53,10 +53,9 @@ def test_ranks_that_do_not_fit_are_an_error(
         planner(tmp_path, **settings).checkpoint(str(tree), "checkpoint", ranks)
 
 
-def test_one_rank_alone_needs_no_name_for_the_run(tree: Path, tmp_path: Path) -> None:
+def test_one_rank_alone_is_like_none_and_needs_no_name_for_the_run(tree: Path, tmp_path: Path) -> None:
     plan = planner(tmp_path, is_named=False).checkpoint(str(tree), "checkpoint", (0, 1, None))
-    assert plan.share is not None
-    assert (plan.share.rank, plan.share.world_size) == (0, 1)
+    assert (plan.path, plan.share) == ("checkpoint", None)
 
 
 def test_an_addition_leaves_what_lies_beside_it(tree: Path, tmp_path: Path) -> None:
