@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast, get_args
 
 from stagesink.archive import ArchiveFormat, ArchiveSource
-from stagesink.artifacts import ArtifactKey, FileSource, Fingerprint, lies_under
+from stagesink.artifacts import ArtifactKey, FileSource, Fingerprint, lies_under, source_error
 from stagesink.errors import OutboxError, StagesinkError
 from stagesink.manifest import Kind, ManifestEntry
 from stagesink.outbox.snapshot import How, rewritten
@@ -67,10 +68,13 @@ class KeptSource(FileSource):
         The inode is not asked for, which is another one once an outbox was moved to another disk. Nor is the time of
         what is the outbox's alone.
         """
-        if os.path.islink(self.path):
+        try:
+            now = os.lstat(self.path)
+        except OSError as error:
+            raise source_error(self.path, error) from error
+        if not stat.S_ISREG(now.st_mode):
             return False
-        now = self.fingerprint()
-        return now.size == self.kept.size and (self.how != "link" or now.mtime_ns == self.kept.mtime_ns)
+        return now.st_size == self.kept.size and (self.how != "link" or now.st_mtime_ns == self.kept.mtime_ns)
 
     def open(self) -> BinaryIO:
         stream = FileSource.open(self)

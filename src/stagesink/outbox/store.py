@@ -313,17 +313,17 @@ class Outbox:
 
     def landed(self, entry_id: str) -> tuple[ManifestEntry, ...]:
         """Return what an interrupted landing has brought over, with paths inside the run."""
-        return self._reconciled(lambda: self._index.landed(entry_id))
+        return self._asked(lambda: self._index.landed(entry_id))
 
     def note_landed(self, entry_id: str, objects: Sequence[ManifestEntry]) -> None:
         """Note objects that landed. Failing that costs time later, nothing else."""
         with self._forgiving():
-            self._reconciled(lambda: self._index.note_landed(entry_id, objects))
+            self._asked(lambda: self._index.note_landed(entry_id, objects))
 
     def note_failed(self, entry_id: str, why: str) -> None:
         """Note why an attempt to land it failed."""
         with self._forgiving():
-            self._reconciled(lambda: self._index.failed(entry_id, why))
+            self._asked(lambda: self._index.failed(entry_id, why))
 
     def remove(self, entry_id: str, *, for_good: bool = False) -> None:
         """Take an entry away, with its bytes. One that is not there is no error.
@@ -348,7 +348,7 @@ class Outbox:
         except OSError as error:
             self._refuse(error)
         with self._forgiving():
-            self._reconciled(lambda: self._index.drop([entry_id]))
+            self._asked(lambda: self._index.drop([entry_id]))
         shutil.rmtree(gone, ignore_errors=True)
         self._forget_claim(entry_id)
 
@@ -434,9 +434,14 @@ class Outbox:
 
     def _reconciled(self, ask: Callable[[], T]) -> T:
         """Ask the index, once it knows what the folders hold."""
+        return self._asked(ask, adopt=True)
+
+    def _asked(self, ask: Callable[[], T], *, adopt: bool = False) -> T:
+        """Ask the index; about one entry that it told of before, it need not look at all the others' folders."""
         for last in (False, True):
             try:
-                self._adopt()
+                if adopt or last:
+                    self._adopt()
                 return ask()
             except DamagedIndex as error:
                 if last:
