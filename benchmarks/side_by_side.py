@@ -39,6 +39,7 @@ def alternate(
         Number of the first round.
     """
     measured: Measured = {name: [] for name in clients}
+    wait_until_idle()
     for turn in range(first, first + runs + warm):
         for name, command in list(clients.items())[:: -1 if turn % 2 else 1]:
             words = [word.replace("{turn}", f"{turn}-{time.monotonic_ns()}") for word in command]
@@ -48,6 +49,29 @@ def alternate(
             if turn >= first + warm:
                 measured[name].append(json.loads(done.stdout.splitlines()[-1]))
     return measured
+
+
+def wait_until_idle(most: float = 120.0) -> None:
+    """Wait until this machine has had little to do for two seconds: MLflow's server goes on starting after it answers.
+
+    Parameters
+    ----------
+    most : float
+        Seconds, after which it is measured all the same.
+    """
+    end = time.monotonic() + most
+    while (stat := Path("/proc/stat")).exists() and time.monotonic() < end:
+        before = _ticks(stat)
+        time.sleep(2)
+        busy, idle = (now - then for now, then in zip(_ticks(stat), before, strict=True))
+        if busy < idle / 10:
+            return
+
+
+def _ticks(stat: Path) -> tuple[int, int]:
+    """Return the time that all processors have worked and idled, in ticks: proc(5)."""
+    user, nice, system, idle, iowait, *rest = map(int, stat.read_text().split("\n")[0].split()[1:9])
+    return user + nice + system + sum(rest), idle + iowait
 
 
 def rows(
