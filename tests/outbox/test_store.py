@@ -15,6 +15,7 @@ import pytest
 
 from stagesink.artifacts import ArtifactKey, FileSource, Fingerprint, MemorySource
 from stagesink.errors import OutboxError, OutboxFull, SourceChanged, SourceNotFound
+from stagesink.outbox import index
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.transfer import plan_packed_tree, plan_tree
@@ -420,6 +421,17 @@ def test_a_plan_that_somebody_forged_is_refused(outbox: Outbox, checkpoint: Path
     assert old in text
     plan.write_text(text.replace(old, new, 1))
     assert outbox.entry(entry.id) is None
+
+
+def test_only_so_many_source_files_are_remembered_those_that_were_seen_last(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_REMEMBERED", 2)
+    first, rewritten = Fingerprint(1, 10, 5), Fingerprint(1, 10, 6)
+    for name in ("a", "b", "a", "c"):
+        outbox._index.rewritten([(name, first)])
+    assert outbox._index.rewritten([("b", rewritten)]) == set()  # forgotten
+    assert outbox._index.rewritten([("c", rewritten)]) == {"c"}
 
 
 def test_what_a_killed_process_left_is_no_entry_and_gc_removes_it(outbox: Outbox, reopened: Outbox) -> None:

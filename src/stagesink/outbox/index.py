@@ -79,6 +79,7 @@ class Row:
         )
 
 
+_REMEMBERED = 10_000  # source files
 _COLUMNS = tuple(each.name for each in fields(Row))
 _TABLES = {
     "entry": {*_COLUMNS},
@@ -179,6 +180,8 @@ class Index:
                 "INSERT OR REPLACE INTO source (path, inode, size, mtime_ns, rewritten) VALUES (?, ?, ?, ?, ?)",
                 [(name, *numbers, int(name in again)) for name, numbers in now.items()],
             )
+            # What is seen again becomes the newest: a training of weeks leaves no more behind than the last ones.
+            connection.execute("DELETE FROM source WHERE rowid <= (SELECT max(rowid) FROM source) - ?", (_REMEMBERED,))
         return {seen[name][0] for name in again}
 
     # -- the file ----------------------------------------------------------------------------------------------------
