@@ -34,7 +34,7 @@ bench: ## Measure stagesink beside its peers on the same bytes
 	@$(DEV) run bench python benchmarks/run.py $(ARGS)
 
 tox: ## The whole matrix: every Python at hand, with each kind of server
-	@$(DEV) tox $(or $(ARGS),run)
+	@$(DEV) tox $(ARGS)
 
 lint: ## Lint, types and layers alone
 	@$(DEV) tox run -e lint,types,layers

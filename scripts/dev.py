@@ -2,6 +2,7 @@
 
 dev.py test               lint, types, layers, and each kind of suite on the oldest or the newest Python at hand
 dev.py long               the tests that take minutes
+dev.py tox                the whole matrix: every Python at hand, with each kind of suite
 dev.py tox ARGS...        tox, with every Python at hand on its PATH
 dev.py run ENV COMMAND... a command in one of ENVIRONMENTS
 dev.py node               servers of the tests that come from npm, once; tox asks for them itself
@@ -26,6 +27,9 @@ import pythons
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".venv"
 CONSTRAINTS = "constraints.txt"
+SUITES = ("core", "stores", "mlflow2", "mlflow3", "azureml")
+# What kills and faults do to a store is the same on every Python: the oldest or the newest shows it.
+ABOUT_STORES = ("--ignore=tests/torture", "--ignore-glob=*/faults/test_matrix*")
 PINNED = {
     CONSTRAINTS: ["--all-extras", "--group", "dev"],
     "constraints-mlflow2.txt": ["--extra", "all", "--group", "test", "--group", "mlflow2"],
@@ -58,13 +62,17 @@ def main(arguments: list[str]) -> None:
         case ["test", *rest]:
             # Meanwhile: npm waits for the network for the most part, and what needs it comes late and waits for it.
             subprocess.Popen([sys.executable, __file__, "node"])
-            # Side by side, one for each core: each waits for servers, for its slowest file, for its environment.
-            tox(["run-parallel", "-p", "auto", "--parallel-no-spinner", "-e", ",".join(short_list()), *rest])
+            sys.exit(side_by_side(short_list(), rest))
         case ["long", *rest]:
             suites = [name for name in short_list() if name.endswith(("core", "stores", "mlflow2", "mlflow3"))]
-            tox(["run", "-e", ",".join(suites), "--", "-m", "long", *rest])
+            sys.exit(tox(["run", "-e", ",".join(suites), "--", "-m", "long", *rest]))
+        case ["tox"]:
+            short = short_list()
+            others = [f"{python}-{suite}" for python in names() for suite in SUITES]
+            failed = side_by_side(short, [])
+            sys.exit(side_by_side([name for name in others if name not in short], ["--", *ABOUT_STORES]) or failed)
         case ["tox", *rest]:
-            tox(rest)
+            sys.exit(tox(rest))
         case ["run", name, command, *rest] if name in ENVIRONMENTS:
             folder = environment(name) / "bin"
             path = f"{folder}{os.pathsep}{os.environ['PATH']}"
@@ -82,23 +90,36 @@ def short_list() -> list[str]:
 
     What needs no extra runs on both ends of the range; of the others each runs on one, and old goes with old.
     """
-    names = [f"py{major}{minor}" for major, minor in pythons.find()]
-    if not names:
-        sys.exit(
-            f"{sys.executable} is not CPython, or lacks ssl, sqlite3, ctypes or zlib; try another: make PYTHON=..."
-        )
-    oldest, newest = names[0], names[-1]
+    found = names()
+    oldest, newest = found[0], found[-1]
     core = dict.fromkeys([f"{oldest}-core", f"{newest}-core"])
     servers = [f"{newest}-stores", f"{oldest}-mlflow2", f"{newest}-mlflow3", f"{newest}-azureml", "official-azureml"]
     return ["lint", "types", "layers", *core, *servers, "coverage"]
 
 
-def tox(arguments: list[str]) -> NoReturn:
+def names() -> list[str]:
+    """Return what tox calls the Pythons at hand, the oldest first."""
+    found = [f"py{major}{minor}" for major, minor in pythons.find()]
+    if not found:
+        sys.exit(
+            f"{sys.executable} is not CPython, or lacks ssl, sqlite3, ctypes or zlib; try another: make PYTHON=..."
+        )
+    return found
+
+
+def side_by_side(environments: list[str], arguments: list[str]) -> int:
+    """Run several environments, one for each core: each waits for servers, for its slowest file, for its packages."""
+    return tox(["run-parallel", "-p", "auto", "--parallel-no-spinner", "-e", ",".join(environments), *arguments])
+
+
+def tox(arguments: list[str]) -> int:
     # Their own folders come first, for a version manager's shims may hide interpreters that are there.
     folders = [str(path.parent) for path in pythons.find().values()]
     path = os.pathsep.join([*folders, os.environ["PATH"]])
     command = [str(environment("tox") / "bin/tox"), *arguments]
-    replace_process(command, {**uv_settings(), "PATH": path, "UV_PYTHON_DOWNLOADS": "never"})
+    return subprocess.run(
+        command, cwd=ROOT, env={**uv_settings(), "PATH": path, "UV_PYTHON_DOWNLOADS": "never"}
+    ).returncode
 
 
 def environment(name: str) -> Path:
