@@ -14,13 +14,13 @@ import multiprocessing
 import random
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from torture.harness import torture_store
+from torture.harness import Row, torture_phase
 from torture.jobs import Kill
 from torture.phases import PHASES
 from torture.report import table, write_between_marks
@@ -35,25 +35,38 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="for each store")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--kill", type=Kill.parse, help="only this one, as a failure prints it")
-    parser.add_argument("--at-once", type=int, default=2, help="stores under torture at the same time")
+    parser.add_argument("--at-once", type=int, default=2, help="phases under torture at the same time")
     parser.add_argument("--page", type=Path, help="Markdown file that gets the table, between its marks")
-    parser.add_argument("--json", type=Path, help="file that gets the figures")
+    parser.add_argument("--json", type=Path, help="file that the figures of each phase are added to as it ends")
     given = parser.parse_args()
     if wrong := set(given.stores) - set(STORES):
         parser.error(f"There is no store {wrong.pop()!r}.")
     phases = given.phase or list(PHASES)
+    how = {
+        "seed": given.seed,
+        "kills": -(-given.kills // len(phases)),
+        "minutes": given.minutes and given.minutes / len(phases),
+        "kill": given.kill,
+    }
+    rows = [Row(**row) for row in json.loads(given.json.read_text())] if given.json and given.json.exists() else []
+    earlier, broken = len(rows), []
     start = time.monotonic()
+    print(f"seed {given.seed}", file=sys.stderr, flush=True)
     # Each in a process of its own, which has its servers and its worker.
     with ProcessPoolExecutor(given.at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
-        how = {"seed": given.seed, "kills": given.kills, "minutes": given.minutes, "kill": given.kill}
-        jobs = [pool.submit(torture_store, name, phases, **how) for name in given.stores]
-        rows = [row for job in jobs for row in job.result()]
-    print(f"\nseed {given.seed}, {time.monotonic() - start:.0f} s\n\n{table(rows)}")
+        jobs = [pool.submit(torture_phase, store, phase, **how) for store in given.stores for phase in phases]
+        for job in as_completed(jobs):
+            try:
+                rows.append(job.result())
+            except RuntimeError as error:
+                broken.append(error)
+                print(error, file=sys.stderr, flush=True)
+            if given.json:
+                given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    print(f"\n{time.monotonic() - start:.0f} s\n\n{table(rows)}")
     if given.page:
         write_between_marks(given.page, table(rows))
-    if given.json:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    sys.exit(any(row.failures for row in rows))
+    sys.exit(bool(broken) or any(row.failures for row in rows[earlier:]))
 
 
 if __name__ == "__main__":

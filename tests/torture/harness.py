@@ -6,7 +6,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -196,26 +196,29 @@ class _Client:
                 yield Kill(seconds=random.uniform(0, self._seconds), workers=_THREADS, client=self.name)
 
 
-def torture_store(
-    name: str, phases: Sequence[str], *, seed: int, kills: int, minutes: float | None = None, kill: Kill | None = None
-) -> list[Row]:
-    """Start a store and kill in it, so many times over all phases or for so long; or once, at a given moment."""
-    rows: list[Row] = []
-    end = None if minutes is None else time.monotonic() + minutes * 60
-    with (
-        tempfile.TemporaryDirectory(prefix="torture-") as folder,
-        open_store(name, Path(folder)) as store,
-        start_worker(Path(folder, "worker.log")) as worker,
-    ):
-        torture = Torture(store, worker, Path(folder, "torture"), seed, _say)
-        for number, phase in enumerate(phases):
-            left = len(phases) - number
-            until = None if end is None else time.monotonic() + (end - time.monotonic()) / left
-            wanted = kills - sum(row.kills for row in rows)
-            row = torture.once(phase, kill) if kill else torture.run(phase, -(-wanted // left), until=until)
-            rows.append(row)
-            _say(f"{name} {phase}: {row.kills} kills in {row.seconds:.0f} s, {len(row.failures)} with a defect")
-    return rows
+def torture_phase(
+    name: str, phase: str, *, seed: int, kills: int, minutes: float | None = None, kill: Kill | None = None
+) -> Row:
+    """Start a store and kill work of one phase in it, so many times or for so long; or once, at a given moment.
+
+    Raises
+    ------
+    RuntimeError
+        The harness or the store itself broke. Says how, without what cannot be sent to another process.
+    """
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="torture-") as folder,
+            open_store(name, Path(folder)) as store,
+            start_worker(Path(folder, "worker.log")) as worker,
+        ):
+            torture = Torture(store, worker, Path(folder, "torture"), seed, _say)
+            until = None if minutes is None else time.monotonic() + minutes * 60
+            row = torture.once(phase, kill) if kill else torture.run(phase, kills, until=until)
+    except Exception as error:
+        raise RuntimeError(f"{name} {phase} broke: {type(error).__name__}: {error}") from None
+    _say(f"{name} {phase}: {row.kills} kills in {row.seconds:.0f} s, {len(row.failures)} with a defect")
+    return row
 
 
 def _say(line: str) -> None:
