@@ -24,7 +24,7 @@ def tree(tmp_path: Path) -> Path:
 
 def planner(tmp_path: Path, *, pack: str = "none", is_named: bool = True) -> Planner:
     config = load_config(tmp_path, arguments={"pack": pack})
-    return Planner(config, "training", "run", is_named)
+    return Planner(config, "training", lambda: "run", is_named)
 
 
 def test_a_folder_is_a_tree_or_an_archive_as_the_configuration_says(tree: Path, tmp_path: Path) -> None:

@@ -97,6 +97,16 @@ def test_ranks_need_a_run_that_has_a_name(sink: ArtifactSink, shards: list[Path]
         assert uploader.upload_checkpoint(shards[0], rank=0, world_size=1) is True
 
 
+def test_ranks_that_name_no_run_begin_none(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("urllib3", reason="comes with the extra mlflow")
+    monkeypatch.setenv("STAGESINK_OUTBOX_PATH", str(tmp_path / "outbox"))
+    monkeypatch.setenv("STAGESINK_MODE", "offline")
+    with ArtifactUploader(sink="mlflow+http://127.0.0.1:9") as uploader:
+        assert uploader.upload_checkpoint(shards[0], rank=0, world_size=2) is False
+        assert "run of its own" in str(uploader.errors[0])
+    assert not list(tmp_path.glob("outbox/runs/*"))
+
+
 def test_ranks_cannot_make_one_archive(sink: ArtifactSink, shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGESINK_PACK", "tar.gz")
     with ArtifactUploader("run", sink=sink) as uploader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,14 +31,15 @@ class Planner:
     ----------
     config : Config
     stage : str or None
-    run_id : str
+    run_id : callable
+        Returns the run; asked once all else is known to be right, since it may begin one.
     is_named : bool
         Whether somebody named the run, so that other processes mean the same one.
     """
 
     config: Config
     stage: str | None
-    run_id: str
+    run_id: Callable[[], str]
     is_named: bool
 
     def checkpoint(self, folder: str, destination: str, ranks: Ranks = NO_RANKS) -> Plan:
@@ -60,12 +61,12 @@ class Planner:
                     hint="Set artifacts.pack (STAGESINK_PACK) to none for this job.",
                 )
             return self.packed(folder, f"{destination}.{pack}")
-        return plan_tree(self.run_id, destination, folder, provenance=provenance(self.stage), share=share)
+        return plan_tree(self.run_id(), destination, folder, provenance=provenance(self.stage), share=share)
 
     def packed(self, folder: str, destination: str, trial_number: int | None = None) -> Plan:
         """Plan a folder as one archive, whose format its name says."""
         return plan_packed_tree(
-            self.run_id,
+            self.run_id(),
             destination,
             folder,
             archive_format=archive_format_of(destination),
@@ -76,16 +77,16 @@ class Planner:
 
     def file(self, file: str, destination: str) -> Plan:
         """Plan one file."""
-        return plan_file(self.run_id, destination, file, provenance=provenance(self.stage))
+        return plan_file(self.run_id(), destination, file, provenance=provenance(self.stage))
 
     def archive(self, archive: str, manifest: Mapping[str, Any] | None, destination: str) -> Plan:
         """Plan an archive that is there already, with what was returned when it was made."""
-        return plan_archive(self.run_id, destination, archive, manifest=manifest, provenance=provenance(self.stage))
+        return plan_archive(self.run_id(), destination, archive, manifest=manifest, provenance=provenance(self.stage))
 
     def addition(self, local: str, destination: str) -> Plan:
         """Plan a file or a folder that is put beside what lies at its destination."""
         plan = plan_tree if os.path.isdir(local) else plan_file
-        return replace(plan(self.run_id, destination, local, provenance=provenance(self.stage)), adds=True)
+        return replace(plan(self.run_id(), destination, local, provenance=provenance(self.stage)), adds=True)
 
     def _share(self, destination: str, rank: int | None, world_size: int | None, session: str | None) -> Share | None:
         if rank is None and world_size is None:
@@ -99,7 +100,7 @@ class Planner:
                 "Each rank would make up a run of its own.",
                 hint="Name one run for all ranks: run_id=, STAGESINK_RUN_ID or MLFLOW_RUN_ID.",
             )
-        return Share(rank, world_size, next_session(self.run_id, destination) if session is None else session)
+        return Share(rank, world_size, next_session(self.run_id(), destination) if session is None else session)
 
 
 def additions(local: str, folder: str) -> dict[str, str]:

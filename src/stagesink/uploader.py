@@ -398,7 +398,7 @@ class ArtifactUploader:
 
     @property
     def _planner(self) -> Planner:
-        return Planner(self.config, self.stage, self.run_id, self.named_run_id is not None)
+        return Planner(self.config, self.stage, lambda: self.run_id, self.named_run_id is not None)
 
     def _storage_options(self, uri: str) -> Mapping[str, Any]:
         given = self._given_storage_options

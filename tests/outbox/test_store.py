@@ -391,6 +391,32 @@ def test_an_outbox_that_is_removed_under_us_is_made_anew(outbox: Outbox, checkpo
     assert outbox.entries() == [entry]
 
 
+def test_what_is_said_of_an_entry_whose_outbox_was_removed_does_no_harm(outbox: Outbox, checkpoint: Path) -> None:
+    entry = outbox.keep(plan_tree("run", "a", checkpoint), SINK)
+    for what in (
+        lambda: outbox.note_failed(entry.id, "it was busy"),
+        lambda: outbox.note_landed(entry.id, []),
+        lambda: outbox.landed(entry.id),
+        lambda: outbox.remove(entry.id, for_good=True),
+    ):
+        shutil.rmtree(outbox.path)
+        what()  # none of it ends an upload that has landed
+    assert outbox.rows() == []
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_an_index_that_cannot_be_opened_is_an_error_of_the_outbox(settings: OutboxSettings, kind: str) -> None:
+    path = Path(settings.path)
+    path.mkdir(parents=True)
+    if kind == "link":
+        (path / "index.db").symlink_to(path / "elsewhere.db")
+    else:
+        (path / "index.db").mkdir()
+    with pytest.raises(OutboxError, match="index"), contextlib.closing(Outbox(settings)) as outbox:
+        outbox.rows()
+    assert not (path / "elsewhere.db").exists()
+
+
 def test_a_damaged_entry_is_left_alone_and_the_others_go_on(
     outbox: Outbox, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

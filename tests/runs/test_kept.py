@@ -70,7 +70,9 @@ def test_one_that_is_joined_has_no_end_here(kept: KeptRuns) -> None:
 
 
 def test_an_experiments_id_is_kept_where_it_has_no_name(kept: KeptRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("urllib3", reason="comes with the extra mlflow")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", kept._sink_uri.partition("+")[2])
 
     def kept_id(**how: str) -> str | None:
         found = kept._runs.get(kept.start(**how).run_id)
@@ -78,6 +80,10 @@ def test_an_experiments_id_is_kept_where_it_has_no_name(kept: KeptRuns, monkeypa
         return found.start.experiment_id
 
     assert (kept_id(), kept_id(experiment="a"), kept_id(parent_run_id="above")) == ("7", None, None)
+    for uri in ("http://another:1", ""):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert kept_id() is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", kept._sink_uri.partition("+")[2])
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "b")
     assert kept_id() is None
 

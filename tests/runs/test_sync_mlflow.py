@@ -223,24 +223,26 @@ def test_a_helper_without_a_tracker_gets_a_run_that_ends_with_its_process(
     assert artifacts(server, run) == {"checkpoint/model.bin", "checkpoint.manifest.json"}
 
 
-@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("named", ["here", "nowhere", "no id of MLflow's", "on another server"])
 def test_an_experiment_that_the_environment_named_by_its_id_when_the_run_began(
     server: MlflowServer,
     client: Any,
     outbox: Outbox,
     offline: None,
-    is_there: bool,
+    named: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    experiment_id = server.experiment() if is_there else "987654321"
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
+    there = server.experiment()
+    ids = {"nowhere": "987654321", "no id of MLflow's": "5b1c7a3e-0000-4c4c-8c8c-2f6d1e9ab001"}
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", ids.get(named, there))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000" if named == "on another server" else server.url)
     with MLflowTrainingTracker(sink=server.sink_uri):
         pass
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "123456789")  # where the sync runs it may be another, or none
     (outcome,) = synced(outbox)
-    assert client.get_run(outcome.server_run_id).info.experiment_id == (experiment_id if is_there else "0")
-    assert ("no experiment '987654321'" in caplog.text) == (not is_there)
+    assert client.get_run(outcome.server_run_id).info.experiment_id == (there if named == "here" else "0")
+    assert ("has no experiment" in caplog.text) == (named in ids)
 
 
 def test_offline_what_a_servers_own_run_logs_waits_too(

@@ -160,6 +160,26 @@ def test_what_is_expected_fills_each_request_up_and_is_there_when_it_is_asked_fo
     assert service.batches == [paths[:50], paths[50:100], paths[100:]]
 
 
+def test_a_path_that_the_service_refuses_takes_none_of_its_request_along() -> None:
+    service = Service()
+    service.fails["bad"] = SinkError("400")
+    registrar = Registrar(service.register)
+    with registrar.expecting(["good", "bad"]):
+        assert registrar.url("good") == "https://store/good"
+        with pytest.raises(SinkError, match="400"):
+            registrar.url("bad")
+    assert service.batches == [["good", "bad"], ["good"], ["bad"]]
+
+
+def test_a_service_that_refuses_us_is_not_asked_path_by_path() -> None:
+    service = Service()
+    service.fails["b"] = SinkAuthError("403")
+    registrar = Registrar(service.register)
+    with registrar.expecting(["a", "b"]), pytest.raises(SinkAuthError, match="403"):
+        registrar.url("a")
+    assert service.batches == [["a", "b"]]
+
+
 def test_what_is_no_longer_expected_is_not_registered_with_something_else() -> None:
     service = Service()
     registrar = Registrar(service.register)

@@ -105,6 +105,16 @@ def test_of_small_ones_that_are_known_to_wait_still_more_run_at_once(workers: in
     run_jobs(jobs, workers=workers, cancel=threading.Event(), answer=0.05)
 
 
+def test_one_job_gets_one_thread_however_long_answers_take() -> None:
+    before, threads = set(threading.enumerate()), []
+
+    def job() -> None:
+        threads.extend(set(threading.enumerate()) - before)
+
+    run_jobs([(1, job)], workers=8, cancel=threading.Event(), answer=0.05)
+    assert len(threads) == 1
+
+
 def test_where_answers_are_known_to_take_long_large_ones_are_no_more_at_once() -> None:
     lock, running, most = threading.Lock(), 0, 0
     both = threading.Barrier(3, timeout=60)

@@ -498,3 +498,10 @@ def test_a_turn_costs_three_requests_of_which_one_goes_beside_another(memory: Me
     before = [f"put {NOTES_FOLDER}", f"list {NOTES_FOLDER}", f"open {MANIFEST}"]
     assert sink.asked[:6] == [*before, "put tree/a", "stat tree/a", f"put {MANIFEST}"]
     assert len(sink.asked) == 8
+
+
+def test_no_name_of_a_turn_begins_with_another_of_its_names(memory: MemorySink) -> None:
+    """Some servers remove whatever begins with the name that they are told."""
+    mine = turn(memory)
+    names = [mine._next_note().path for _ in range(120)]
+    assert not [(one, other) for one in names for other in names if one != other and other.startswith(one)]

@@ -80,6 +80,7 @@ class Row:
 
 
 _REMEMBERED = 10_000  # source files
+_INDEX_HINT = "Another process may hold it, or the disk is full or read-only. What waits is untouched."
 _COLUMNS = tuple(each.name for each in fields(Row))
 _TABLES = {
     "entry": {*_COLUMNS},
@@ -217,8 +218,7 @@ class Index:
                 if is_damage(error) or _is_cut(self.path):
                     raise DamagedIndex(f"{self.path} is damaged: {error}") from error
                 raise OutboxError(
-                    f"The outbox's index {self.path} cannot be used: {error}.",
-                    hint="Another process may hold it, or the disk is full or read-only. What waits is untouched.",
+                    f"The outbox's index {self.path} cannot be used: {error}.", hint=_INDEX_HINT
                 ) from error
 
     def _connected(self) -> sqlite3.Connection:
@@ -226,8 +226,12 @@ class Index:
         if self._connection is not None and self._opened == here:
             return self._connection
         self.close()  # the parent's, before a fork; or of a file that was removed since
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        os.close(fd)
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise OutboxError(
+                f"The outbox's index {self.path} cannot be used: {error.strerror or error}.", hint=_INDEX_HINT
+            ) from error
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
         )

@@ -440,6 +440,7 @@ class Outbox:
         """Ask the index; about one entry that it told of before, it need not look at all the others' folders."""
         for last in (False, True):
             try:
+                self._make()  # somebody may have removed it under us
                 if adopt or last:
                     self._adopt()
                 return ask()
@@ -456,7 +457,6 @@ class Outbox:
                 _log.warning("%s. It is now %s, and was made anew from the entries.", error.message, aside)
 
     def _adopt(self) -> None:
-        self._make()  # somebody may have removed it under us
         there = {folder.name for folder in self._folders(hidden=False)}
         known = self._index.ids()
         if new := there - known:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stagesink.errors import ConfigError, OutboxError
 from stagesink.outbox.local_runs import RUNS, LocalRun, LocalRuns, RunStart
 from stagesink.provenance import git_commit
+from stagesink.redaction import bare_uri
 from stagesink.runs.named import new_run_id
 from stagesink.runs.tracked import LONGEST_TAG, EndStatus, as_numbers, now_in_ms, shortened
 
@@ -67,18 +68,27 @@ class KeptRuns:
             The outbox cannot be written.
         """
         experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
-        by_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if experiment is None and parent_run_id is None else None
+        by_id = self._experiment_by_id() if experiment is None and parent_run_id is None else None
         start = RunStart(
             run_id or new_run_id(),
             self._sink_uri,
             now_in_ms(),
             experiment=experiment,
-            experiment_id=by_id or None,
+            experiment_id=by_id,
             name=run_name,
             parent_run_id=parent_run_id,
             tags={**_source(), **{name: str(value)[:LONGEST_TAG] for name, value in (tags or {}).items()}},
         )
         return KeptRun(self._make_outbox().runs.make(start), is_new=True)
+
+    def _experiment_by_id(self) -> str | None:
+        """Return the id that the environment gives, if it is one of this sink's server: elsewhere it is another's."""
+        if not (os.environ.get("MLFLOW_EXPERIMENT_ID") and os.environ.get("MLFLOW_TRACKING_URI")):
+            return None
+        from stagesink.sinks.mlflow.address import address_of
+
+        is_own = bare_uri(address_of("mlflow:", os.environ).shown) == bare_uri(self._sink_uri)
+        return os.environ["MLFLOW_EXPERIMENT_ID"] if is_own else None
 
     def join(self, run_id: str, *, tags: Mapping[str, str] | None = None) -> KeptRun:
         """Go on with a run: one of this outbox's, or one that the server knows under this id.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from stagesink.errors import ArtifactNotFound, SinkError
-from stagesink.runs.tracked import LONGEST_TAG, PARENT_TAG, TrackingServer, in_peace
+from stagesink.runs.tracked import INVALID, LONGEST_TAG, PARENT_TAG, TrackingServer, in_peace
 from stagesink.sinks.protocol import TrackedSink
 from stagesink.sinks.runs import LOCAL_RUN_TAG, Logged, LogRefused, NewRun, Point, RunMakingSink, RunServer
-
-_NEVER = "INVALID_PARAMETER_VALUE"
 
 
 def run_server(sink: TrackedSink) -> RunServer:
@@ -83,7 +81,7 @@ class MlflowRuns:
                     synchronous=True,
                 )
         except SinkError as error:
-            if getattr(error.__cause__, "error_code", None) == _NEVER:
+            if getattr(error.__cause__, "error_code", None) == INVALID:
                 raise LogRefused(error.message, hint=error.hint) from error
             raise
 

@@ -30,6 +30,7 @@ PARENT_TAG = "mlflow.parentRunId"
 _DEFAULT_EXPERIMENT = "0"
 _LONGEST_PARAM = 6000  # characters; what every server from 2.9 on takes
 LONGEST_TAG = 5000
+INVALID = "INVALID_PARAMETER_VALUE"
 
 _HINTS: dict[type[SinkError], str] = {
     RunNotFound: "Check the run id, and that the sink names the server it was made on.",
@@ -287,8 +288,10 @@ class TrackingServer:
             with self.asked(f"The experiment {experiment_id!r} could not be looked up", missing=RunNotFound):
                 if self.client.get_experiment(experiment_id).lifecycle_stage != "deleted":
                     return experiment_id
-        except RunNotFound:
-            pass
+        except SinkError as error:
+            # Another service's id can be none here at all, which is answered otherwise than one that is not there.
+            if not isinstance(error, RunNotFound) and getattr(error.__cause__, "error_code", None) != INVALID:
+                raise
         _log.warning("%s has no experiment %r: the run goes to the default one.", self.shown, experiment_id)
         return _DEFAULT_EXPERIMENT
 

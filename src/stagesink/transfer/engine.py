@@ -123,6 +123,7 @@ class Transfer:
                         cancel=effort.cancel,
                         tick=effort.counter.tick,
                         moved=effort.counter.moved,
+                        answer=turn.answer,
                     )
                     if isinstance(sink, ListedSink) and self.options.verify != "none":
                         lost = effort.retry.call(sink.lost)

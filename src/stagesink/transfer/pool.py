@@ -93,8 +93,8 @@ class _Crew:
         self._queue = queue
         self._workers = min(workers, len(queue))
         small = sum(size <= _SMALL_BYTES for size, _ in queue) if workers > 1 else 0
-        more = _MORE_OF_FAR if far else _MORE_OF_SMALL
-        self._helpers = min(small, max(0, min(more * workers, _MOST) - self._workers))
+        more = min((_MORE_OF_FAR if far else _MORE_OF_SMALL) * workers, _MOST, len(queue))
+        self._helpers = min(small, max(0, more - self._workers))
         self._most = self._workers + min(small, max(0, _MOST - self._workers))
         self._far = far
         self._cancel = cancel

@@ -67,6 +67,8 @@ class RankRun(Run):
     share : Share
     """
 
+    _commits = False
+
     def __init__(self, effort: Effort, plan: Plan, share: Share) -> None:
         self.share = share
         super().__init__(effort, plan)

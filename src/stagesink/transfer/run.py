@@ -90,6 +90,9 @@ class Run:
         Stands for the effort's, and knows more.
     """
 
+    _commits = True
+    """Whether it is this run that puts the manifest, and no other one."""
+
     def __init__(
         self, effort: Effort, plan: Plan, *, turn: Turn | None = None, sink: ArtifactSink | None = None
     ) -> None:
@@ -178,7 +181,7 @@ class Run:
             return nullcontext()
         new = [item.key for item in self.plan.objects if item.key not in self.there]
         # The manifest first: it comes last, and by itself would cost a round trip then.
-        return sink.expecting(new if self.committed else [self.plan.manifest_key, *new])
+        return sink.expecting([self.plan.manifest_key, *new] if self._commits and not self.committed else new)
 
     def _nothing_sent(self, error: StagesinkError) -> TransferError:
         receipts = [

@@ -107,7 +107,7 @@ class Turn:
         self.seen: list[Note] = []
         """What the last listing showed: notes of all kinds."""
         self.answer = 0.0
-        """Seconds that it took."""
+        """Seconds that the store took for it."""
         self._what = f"{run_id}/{paths[0]}" if len(paths) == 1 else f"The run {run_id}"
         self._uri = sink.uri
         self._retry = retry
@@ -165,9 +165,7 @@ class Turn:
         deadline = _now() + self._patience
         pause = _FIRST_PAUSE
         while True:
-            asked = time.monotonic()
-            self.seen = self._retry.call(self.notes.list)
-            self.answer = time.monotonic() - asked
+            self.seen = self._retry.call(self._look)
             others = [note for note in self.seen if self._minds(note)]
             if self._ended.is_set():
                 return False
@@ -196,6 +194,12 @@ class Turn:
                 raise self._conflict(others[0])
             self._pause(pause if len(over) < len(others) else _FIRST_PAUSE)
             pause = min(_LONGEST_PAUSE, 1.5 * pause)
+
+    def _look(self) -> list[Note]:
+        asked = time.monotonic()
+        found = self.notes.list()
+        self.answer = time.monotonic() - asked
+        return found
 
     def check(self) -> None:
         """See that the turn was not lost; before a commit.
@@ -278,8 +282,9 @@ class Turn:
             self._strays.pop()
 
     def _next_note(self) -> Note:
+        # None of a turn's names may begin with another: some servers remove whatever begins with a name.
         self._renewals += 1
-        return Note("turn", self.place, self._group, (me(), self._token, str(self._renewals)))
+        return Note("turn", self.place, self._group, (me(), self._token, f"{self._renewals}r"))
 
     def _pause(self, seconds: float) -> None:
         with stepping_aside():

@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
-from stagesink.errors import SinkError
+from stagesink.errors import RunNotFound, SinkAuthError, SinkError, TransientSinkError
 
 _PATHS = 50  # of one request: what the official client sends
 _REQUESTS = 8  # at once
+_FOR_ALL = (TransientSinkError, SinkAuthError, RunNotFound)  # not about one path of a request
 
 
 class _Asked:
-    __slots__ = ("answered", "error", "path", "taken", "url")
+    __slots__ = ("alone", "answered", "error", "path", "taken", "url")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.taken = False
+        self.alone = True  # in its request
         self.answered = False
         self.url: str | None = None
         self.error: SinkError | None = None
@@ -68,6 +70,10 @@ class Registrar:
                 mine = _Asked(path)
                 self._waiting.append(mine)
                 self._wait_for(mine)
+            if not mine.alone and mine.error is not None and not isinstance(mine.error, _FOR_ALL):
+                mine = _Asked(path)  # another path of the same request may be what was refused
+                mine.taken = True
+                self._send({path: [mine]})
         if mine.error is not None:
             raise copy.copy(mine.error)  # several threads raise the same one, each with a traceback of its own
         return mine.url
@@ -122,4 +128,5 @@ class Registrar:
             for path, askers in batch.items():
                 for asked in askers:
                     asked.url, asked.error, asked.answered = urls.get(path), failure, True
+                    asked.alone = len(batch) == 1
             self._changed.notify_all()

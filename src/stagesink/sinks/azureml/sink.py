@@ -204,7 +204,11 @@ class _Notes(AzureMLSink):
         self.__dict__ = sink.__dict__
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
-        stored = self._own_notes[key] = super().put(key, source, on_bytes=on_bytes)
+        stored = super().put(key, source, on_bytes=on_bytes)
+        if stored.size:
+            self._own_notes[key] = stored
+        else:
+            self._own_notes.pop(key, None)  # emptied where it cannot be removed: it counts as none
         return stored
 
     def delete(self, key: ArtifactKey) -> None:
