@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from stagesink.artifacts import Proof, Receipt, StoredArtifact
+from stagesink.artifacts import ArtifactKey, Proof, Receipt, StoredArtifact
 from stagesink.errors import SourceChanged, StagesinkError, TransientSinkError, VerificationError
+from stagesink.manifest import ManifestEntry
+from stagesink.sinks.protocol import ArtifactSink
 from stagesink.streams import chunks
-from stagesink.transfer.plan import PlannedObject
+from stagesink.transfer.options import TransferOptions
+from stagesink.transfer.plan import Plan, PlannedObject
+from stagesink.transfer.progress import ProgressCounter
 from stagesink.transfer.reader import DIGESTS, ReadOnce
-
-if TYPE_CHECKING:
-    from stagesink.transfer.run import Run
+from stagesink.transfer.retry import RetryPolicy
+from stagesink.transfer.turns import Turn
 
 _STRONGEST: tuple[Proof, ...] = ("sha256", "crc64nvme", "crc32c", "md5")
 _BUFFERED_BYTES = 64 << 20  # more than any client keeps to itself: from here on the backend has taken some
+
+
+class Around(Protocol):
+    """What an object on its way needs of the run that it belongs to.
+
+    Attributes
+    ----------
+    sink, target : ArtifactSink
+        Where it is asked for, and where it is put: a batch of the same.
+    there : dict
+        What the last manifest names and the store still holds, with what the store says of it.
+    reported : dict
+        The digests that this store has reported, and for objects of up to how many bytes.
+    """
+
+    plan: Plan
+    sink: ArtifactSink
+    target: ArtifactSink
+    options: TransferOptions
+    retry: RetryPolicy
+    cancel: threading.Event
+    counter: ProgressCounter
+    turn: Turn
+    there: dict[ArtifactKey, tuple[ManifestEntry, StoredArtifact]]
+    reported: dict[str, int]
+
+    def uncommit(self) -> None:
+        """Take the old manifest away, before the first change."""
+        ...
+
+    def drop_parts(self) -> None:
+        """Take away what ranks have left, before the first change."""
+        ...
+
+    def mark(self) -> None:
+        """Say whose what lands here is, before the first change."""
+        ...
+
+    def read_back(self, key: ArtifactKey) -> str | None:
+        """Return the sha256 of what the store gives back, None when it holds nothing there."""
+        ...
 
 
 class Landing:
@@ -23,7 +68,7 @@ class Landing:
 
     Parameters
     ----------
-    run : Run
+    run : Around
     item : PlannedObject
     attempts : int
         Made before, where the store lost what it had accepted.
@@ -31,7 +76,7 @@ class Landing:
 
     __slots__ = ("attempts", "item", "run", "sent", "start", "unanswered")
 
-    def __init__(self, run: Run, item: PlannedObject, attempts: int) -> None:
+    def __init__(self, run: Around, item: PlannedObject, attempts: int) -> None:
         self.run = run
         self.item = item
         self.attempts = attempts
