@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PAGES, action="append", help="one page (default: all)")
     parser.add_argument("--dir", type=Path, help="folder on the disk to measure (default: the temporary folder)")
     given = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody's import compiles what it imports, at each start anew
     os.environ.setdefault("AZURITE_BLOB", str(OUT.parent / "tests/node/node_modules/.bin/azurite-blob"))
     for name in given.only or PAGES:
         page, part = PAGES[name]
