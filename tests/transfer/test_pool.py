@@ -105,6 +105,35 @@ def test_of_small_ones_that_are_known_to_wait_still_more_run_at_once(workers: in
     run_jobs(jobs, workers=workers, cancel=threading.Event(), answer=0.05)
 
 
+def test_a_slow_first_job_on_a_store_that_is_near_hires_nobody() -> None:
+    """Before the first change an old manifest is taken away, which waits for the disk; the rest is quick."""
+    threads = set()
+
+    def job(number: int) -> None:
+        threads.add(threading.get_ident())
+        if number == 0:
+            time.sleep(0.05)
+
+    jobs = [(1, lambda number=number: job(number)) for number in range(200)]  # type: ignore[misc]
+    run_jobs(jobs, workers=8, cancel=threading.Event(), answer=0.0001)
+    assert len(threads) == 1
+
+
+def test_one_that_hangs_there_does_not_stop_the_others() -> None:
+    rest, done = threading.Event(), []
+
+    def job(number: int) -> None:
+        if number == 0:
+            assert rest.wait(60)  # the first waits for the last
+        done.append(number)
+        if len(done) == 199:
+            rest.set()
+
+    jobs = [(1, lambda number=number: job(number)) for number in range(200)]  # type: ignore[misc]
+    run_jobs(jobs, workers=8, cancel=threading.Event(), answer=0.0001)
+    assert sorted(done) == list(range(200))
+
+
 def test_one_job_gets_one_thread_however_long_answers_take() -> None:
     before, threads = set(threading.enumerate()), []
 

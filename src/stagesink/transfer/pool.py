@@ -19,6 +19,8 @@ _STOP_SECONDS = 0.8  # how long Ctrl-C waits for the jobs to clean up after them
 _SMALL_EVERY = 4  # one pick in so many takes the smallest job left
 _SMALL_BYTES = 1 << 20  # no more than a thread's own buffer: many of these at once cost no memory to speak of
 _MORE_OF_SMALL = 4  # times as many threads for those, where a thread gets through few, to begin with
+_NEAR_SECONDS = 0.001  # an answer that comes sooner is this machine's own
+_PATIENCE_SECONDS = 0.25  # with the first job there, which may have more to do than the others
 _SLOW_JOBS = 50  # a second in one thread: it waits for answers, not for the interpreter
 _MORE_OF_FAR = 8  # times as many threads for small jobs, where it is known from the start that each will wait
 _MOST = 64
@@ -38,8 +40,9 @@ def run_jobs(
     Large ones go first, since the last large one decides when all is done; every fourth pick takes the smallest left,
     so that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread
     that gets through small local files at more than a thousand a second is left alone, since a second would slow it
-    down. Where each answer takes long, as over a wide area network, small jobs get four times as many threads, or eight
-    times where that was known before, and from there on :class:`.Level` seeks the number that gets most done.
+    down; the first of them, before which a manifest may have to go, tells nothing of the others. Where each answer takes
+    long, as over a wide area network, small jobs get four times as many threads, or eight times where that was known
+    before, and from there on :class:`.Level` seeks the number that gets most done.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ def run_jobs(
     """
     queue = deque(sorted(jobs, key=lambda sized: -sized[0]))
     if queue:
-        _Crew(queue, workers, cancel, moved, far=answer * _SLOW_JOBS > 1).run(tick or (lambda: None))
+        _Crew(queue, workers, cancel, moved, answer).run(tick or (lambda: None))
 
 
 @contextmanager
@@ -87,16 +90,17 @@ class _Crew:
         workers: int,
         cancel: threading.Event,
         moved: Callable[[], float] | None,
-        *,
-        far: bool,
+        answer: float,
     ) -> None:
         self._queue = queue
         self._workers = min(workers, len(queue))
         small = sum(size <= _SMALL_BYTES for size, _ in queue) if workers > 1 else 0
-        more = min((_MORE_OF_FAR if far else _MORE_OF_SMALL) * workers, _MOST, len(queue))
+        self._far = answer * _SLOW_JOBS > 1
+        self._near = 0 < answer < _NEAR_SECONDS and queue[0][0] <= _SMALL_BYTES
+        self._first_ended: float | None = None
+        more = min((_MORE_OF_FAR if self._far else _MORE_OF_SMALL) * workers, _MOST, len(queue))
         self._helpers = min(small, max(0, more - self._workers))
         self._most = self._workers + min(small, max(0, _MOST - self._workers))
-        self._far = far
         self._cancel = cancel
         self._moved = moved
         self._level: Level | None = None
@@ -119,8 +123,11 @@ class _Crew:
                 self._hire(self._helpers, most_bytes=_SMALL_BYTES)
             while not self._done.wait(wait):
                 tick()
-                hired = len(self._threads)
-                done_a_second = (self._picks - hired) / (time.monotonic() - start)
+                hired, now = len(self._threads), time.monotonic()
+                if self._near and self._first_ended is None and now - start < _PATIENCE_SECONDS:
+                    continue
+                since = (self._near and self._first_ended) or start
+                done_a_second = (self._picks - hired) / max(now - since, 0.001)
                 wait = 4 * _FIRST_LOOK_SECONDS
                 if self._level is not None:
                     self._adjust(self._level)
@@ -211,6 +218,7 @@ class _Crew:
             while (job := self._pick(most_bytes, after_one=after_one)) is not None:
                 after_one = True
                 job()
+                self._first_ended = self._first_ended or time.monotonic()
         except BaseException as error:
             if not self._cancel.is_set():  # afterwards it is only what cancelling does to a job
                 self._error = error
