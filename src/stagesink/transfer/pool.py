@@ -40,9 +40,9 @@ def run_jobs(
     Large ones go first, since the last large one decides when all is done; every fourth pick takes the smallest left,
     so that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread
     that gets through small local files at more than a thousand a second is left alone, since a second would slow it
-    down; the first of them, before which a manifest may have to go, tells nothing of the others. Where each answer takes
-    long, as over a wide area network, small jobs get four times as many threads, or eight times where that was known
-    before, and from there on :class:`.Level` seeks the number that gets most done.
+    down; the first of them, before which a manifest may have to go, tells nothing of the others. Where each answer
+    takes long, as over a wide area network, small jobs get four times as many threads, or eight times where that was
+    known before, and from there on :class:`.Level` seeks the number that gets most done.
 
     Parameters
     ----------
