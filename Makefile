@@ -24,7 +24,7 @@ torture: ## Kill work at any moment, over and over, on each kind of store, and s
 	@$(DEV) run torture python tests/torture $(ARGS)
 
 soak: ## Half an hour of a training that checkpoints and rotates while its store comes and goes
-	@$(DEV) run bench python tests/torture/soak.py $(ARGS)
+	@$(DEV) run torture python tests/torture/soak.py $(ARGS)
 
 demo: ## Run the real pipeline: every artifact lands, is verified, listed and restored
 	@$(DEV) run demo stagesink demo $(ARGS)
