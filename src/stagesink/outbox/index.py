@@ -80,7 +80,6 @@ class Row:
 
 
 _REMEMBERED = 10_000  # source files
-_INDEX_HINT = "Another process may hold it, or the disk is full or read-only. What waits is untouched."
 _COLUMNS = tuple(each.name for each in fields(Row))
 _TABLES = {
     "entry": {*_COLUMNS},
@@ -217,9 +216,7 @@ class Index:
                 self.close()
                 if is_damage(error) or _is_cut(self.path):
                     raise DamagedIndex(f"{self.path} is damaged: {error}") from error
-                raise OutboxError(
-                    f"The outbox's index {self.path} cannot be used: {error}.", hint=_INDEX_HINT
-                ) from error
+                raise self._unusable(error) from error
 
     def _connected(self) -> sqlite3.Connection:
         here = (os.getpid(), _inode(self.path))
@@ -229,9 +226,7 @@ class Index:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         except OSError as error:
-            raise OutboxError(
-                f"The outbox's index {self.path} cannot be used: {error.strerror or error}.", hint=_INDEX_HINT
-            ) from error
+            raise self._unusable(error.strerror or error) from error
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
         )
@@ -249,6 +244,12 @@ class Index:
             raise
         self._connection, self._opened = connection, (os.getpid(), _inode(self.path))
         return connection
+
+    def _unusable(self, why: object) -> OutboxError:
+        return OutboxError(
+            f"The outbox's index {self.path} cannot be used: {why}.",
+            hint="Another process may hold it, or the disk is full or read-only. What waits is untouched.",
+        )
 
     def is_sound(self) -> bool:
         """Read all of it, and tell whether it is as it should be."""
