@@ -10,9 +10,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from side_by_side import ROUND_TRIP, alternate, far_from, rows
+from side_by_side import ROUND_TRIP, alternate, far_from, forget, rows
 
 from stagesink.testing.azureml import FakeAzureML
 
@@ -63,7 +64,8 @@ def _measured(
                 if python is not None:
                     environment = service.environment(service.new_run())
                     command = {client: [python, PROGRAM, client, str(folder)]}
-                    each = alternate(command, 1, environment=environment, warm=False)
+                    after = partial(forget, room / "service")
+                    each = alternate(command, 1, environment=environment, warm=False, after=after)
                     measured.setdefault(client, []).extend(each[client])
     shutil.rmtree(room / "service")
     return measured

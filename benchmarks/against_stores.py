@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from side_by_side import Measured, alternate, far_from, free_port, rows, running
+from side_by_side import Measured, alternate, far_from, forget, free_port, rows, running
 
 PROGRAM = str(Path(__file__).with_name("upload_to_store.py"))
 PEERS = ("mlflow", "sdk x8", "fsspec", "obstore")
@@ -43,9 +44,8 @@ def measure(
             ("one file of 2 GB, no round trip", huge, False),
         ):
             measured: Measured = {}
-            # A fresh server for each: both keep what they are given in memory, or on the disk of this machine.
             for round_ in range(_HUGE_RUNS if folder is huge else 1):
-                with server(room) as port, far_from(port, room) as behind:
+                with server(room) as (port, after), far_from(port, room) as behind:
                     endpoint = f"http://127.0.0.1:{behind if far else port}"
                     clients = {
                         NAMES[store].get(name, name): [
@@ -53,7 +53,8 @@ def measure(
                         ]
                         for name in ("stagesink", *PEERS)
                     }
-                    found = alternate(clients, 1 if folder is huge else runs, warm=folder is few, first=round_)
+                    counted = 1 if folder is huge else runs
+                    found = alternate(clients, counted, warm=folder is few, first=round_, after=after)
                 for name, each in found.items():
                     measured.setdefault(name, []).extend(each)
             files = sum(1 for _ in folder.iterdir())
@@ -63,7 +64,8 @@ def measure(
 
 
 @contextmanager
-def _azurite(room: Path) -> Iterator[int]:
+def _azurite(room: Path) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Run Azurite; yield its port, and what makes it as nobody left it."""
     from azure.storage.blob import BlobServiceClient
 
     from stagesink.testing.azurite import start_azurite
@@ -73,12 +75,13 @@ def _azurite(room: Path) -> Iterator[int]:
         service = BlobServiceClient.from_connection_string(azurite.connection_string)
         service.create_container("bench")
         service.close()
-        yield azurite.port
+        yield azurite.port, lambda: forget(folder)
     shutil.rmtree(folder)
 
 
 @contextmanager
-def _moto(room: Path) -> Iterator[int]:
+def _moto(room: Path) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Run moto; yield its port, and what makes it as nobody left it."""
     import boto3
 
     port = free_port()
@@ -92,5 +95,10 @@ def _moto(room: Path) -> Iterator[int]:
             aws_access_key_id="testing",
             aws_secret_access_key="testing",
         )
-        client.create_bucket(Bucket="bench")
-        yield port
+
+        def empty() -> None:
+            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", b"")).close()
+            client.create_bucket(Bucket="bench")
+
+        empty()
+        yield port, empty

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from side_by_side import forget
+
 from stagesink.config import load_config
 from stagesink.keeping import open_outbox, open_sink_again
 from stagesink.outbox.sync import Sync
@@ -91,7 +93,9 @@ def _overhead(runs: int, room: Path, source: Path, times: int) -> dict[str, list
             ):
                 if "wait" in name:
                     _keep(source.parent / "one", "waiting", str(room / "elsewhere"), _WAITING)
-                took = _upload(source, f"run-{run}", f"file:{room}/store-{source.name}-{number}", times)
+                store = room / f"store-{source.name}-{number}"
+                took = _upload(source, f"run-{run}", f"file:{store}", times)
+                forget(store)
             if run:
                 seconds[name].append(took)
     return seconds
@@ -101,15 +105,18 @@ def _syncs(runs: int, room: Path, source: Path, times: int) -> dict[str, list[fl
     seconds: dict[str, list[float]] = {"sync": [], "direct": []}
     for run in range(runs + 1):
         with _environment(STAGESINK_OUTBOX_PATH=str(room / f"sync-{source.name}-{run}")):
+            synced, direct = room / f"synced-{source.name}", room / f"direct-{source.name}"
             ways = {
-                "sync": _sync,
-                "direct": functools.partial(_upload, source, f"run-{run}", f"file:{room}/direct-{source.name}", times),
+                "sync": (_sync, synced),
+                "direct": (functools.partial(_upload, source, f"run-{run}", f"file:{direct}", times), direct),
             }
-            _keep(source, f"run-{run}", f"file:{room}/synced-{source.name}", times)
+            _keep(source, f"run-{run}", f"file:{synced}", times)
             # In turn: the disk takes the first few hundred megabytes quicker than the next.
             for name in list(ways)[:: -1 if run % 2 else 1]:
                 os.sync()
-                took = ways[name]()
+                way, store = ways[name]
+                took = way()
+                forget(store)
                 if run:
                     seconds[name].append(took)
     return seconds

@@ -26,6 +26,7 @@ def alternate(
     environment: Mapping[str, str] | None = None,
     warm: bool = True,
     first: int = 0,
+    after: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Run the clients in turn, ``runs`` times, after one round that does not count unless ``warm`` is false.
 
@@ -37,6 +38,8 @@ def alternate(
         The command of each. ``{turn}`` in it becomes something that no other run has.
     first : int
         Number of the first round.
+    after : callable
+        Called after each run, outside the clock, such as :func:`forget` with the server's folder.
     """
     measured: Measured = {name: [] for name in clients}
     wait_until_idle()
@@ -48,7 +51,21 @@ def alternate(
             )
             if turn >= first + warm:
                 measured[name].append(json.loads(done.stdout.splitlines()[-1]))
+            after()
     return measured
+
+
+def forget(folder: Path) -> None:
+    """Write what lies in a folder to the disk, and let go of the memory that caches it.
+
+    Without it each run takes memory that was not used before, which a virtual machine may get from its host several
+    times slower than its own: after some 7 GB the same 577 MB took 1.3 s to write instead of 0.13 s.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def wait_until_idle(most: float = 120.0) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import socket
 import ssl
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -171,3 +176,49 @@ def test_what_is_secret_is_known():
 )
 def test_requests_that_a_plug_in_signs_need_mlflows_own_client(environ, expected):
     assert connection.needs_own_client(environ) is expected
+
+
+class TwoPackets(BaseHTTPRequestHandler):
+    """Answers as MLflow's servers do, first the head and then the body, once it has looked how the client waits."""
+
+    protocol_version = "HTTP/1.1"
+    client: ClassVar[socket.socket | None] = None
+    prompt: ClassVar[list[bool]]
+
+    def do_GET(self) -> None:
+        end = time.monotonic() + 2
+        while self.client is not None and not self._acknowledges_at_once() and time.monotonic() < end:
+            time.sleep(0.001)  # it has sent its question, and may not wait for the answer yet
+        self.prompt.append(self.client is None or self._acknowledges_at_once())
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def _acknowledges_at_once(self) -> bool:
+        assert self.client is not None
+        return self.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="an option of Linux")
+def test_the_start_of_an_answer_is_acknowledged_at_once():
+    class Handler(TwoPackets):
+        prompt: ClassVar[list[bool]] = []
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        pools = connection.pool_manager(Address(url), {})
+        for _ in range(10):
+            assert pools.request("GET", url).data == b"{}"
+            pool = pools.connection_from_url(url)
+            kept = pool._get_conn()
+            Handler.client = kept.sock
+            pool._put_conn(kept)
+        assert pool.num_connections == 1
+        pools.clear()
+        server.shutdown()
+    assert all(Handler.prompt)

@@ -6,6 +6,7 @@ import hashlib
 import re
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from faults.proxy import Answer, FaultProxy
@@ -103,6 +104,17 @@ def test_the_server_is_asked_where_nothing_is_said(
     assert ("GET", "/api/3.0/mlflow/server-info") in proxy.requests
     # Servers tell since MLflow 3.15 or so; one that does not offers nothing.
     assert calls(proxy) == (["create", "complete"] if mlflow_version() >= (3, 15) else ["whole"])
+
+
+def test_the_server_is_asked_once_for_all_that_start_together(
+    sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+    keys = [ArtifactKey(key.run_id, f"{number}.bin") for number in range(8)]
+    sink.stat(key)  # the run is known
+    with ThreadPoolExecutor(len(keys)) as pool:
+        list(pool.map(lambda key: sink.put(key, GeneratedSource(SIZE, seed=1)), keys))
+    assert proxy.requests.count(("GET", "/api/3.0/mlflow/server-info")) == 1
 
 
 def test_a_server_without_it_gets_the_object_whole(mlflow_server: MlflowServer) -> None:

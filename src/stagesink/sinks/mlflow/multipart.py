@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import threading
 from contextlib import suppress
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -39,6 +40,7 @@ class Multipart:
         self._http = http
         self._store = store
         self._server = server
+        self._asking = threading.Lock()
         self._offered: bool | None = None
         self._reached = False
         self._parts = PartSender()
@@ -47,10 +49,11 @@ class Multipart:
         """Tell whether an object of this many bytes goes this way."""
         if size < max(1, connection.bytes_from("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", _LARGE)):
             return False
-        if self._offered is None:
-            asked = connection.switch("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
-            self._offered = self._ask() if asked is None else asked
-        return self._offered
+        with self._asking:  # once for all objects that start together
+            if self._offered is None:
+                asked = connection.switch("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+                self._offered = self._ask() if asked is None else asked
+            return self._offered
 
     def put(self, path: str, stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> None:
         """Send the stream in parts; the object appears when the store has all of them.
