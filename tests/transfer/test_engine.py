@@ -544,6 +544,14 @@ def test_none_believes_the_store(memory: MemorySink) -> None:
     assert sink.asked("list") == []
 
 
+def test_what_the_store_told_its_digest_of_is_not_asked_for_again(memory: MemorySink) -> None:
+    sink = DigestReporting(memory, "md5")
+    receipts = Transfer(sink, QUICK).run(plan(FILES))
+    assert {receipt.verified_by for receipt in receipts} == {"md5"}
+    assert sink.asked("list") == []
+    assert set(sink.asked("stat")) == {MANIFEST}
+
+
 def test_a_listing_that_leaves_one_out_makes_it_be_sent_again_not_lost(memory: MemorySink) -> None:
     receipts = Transfer(FaultySink(memory, short_list(nth=1)), QUICK).run(plan(FILES))
     assert sorted(r.attempts for r in receipts) == [1, 1, 1, 2]

@@ -429,11 +429,15 @@ class Run:
     # -- proof -------------------------------------------------------------------------------------------------------
 
     def _confirm(self) -> None:
-        """See that what was put is there, and put again what is not: some stores accept an object and lose it."""
+        """See that what was put is there, and put again what is not: some stores accept an object and lose it.
+
+        What the store answered with its own digest of is proven already.
+        """
         if self.options.verify not in ("auto", "size"):
             return
         for reads_left in reversed(range(self.options.reads)):
-            sent = {key: receipt for key, receipt in self.receipts.items() if receipt.status == "uploaded"}
+            receipts = self.receipts.items()
+            sent = {key: r for key, r in receipts if (r.status, r.verified_by) == ("uploaded", "none")}
             if not sent:
                 return
             try:
@@ -446,7 +450,7 @@ class Run:
                 return
             lost = {key for key, receipt in sent.items() if key not in there or there[key].size != receipt.size}
             for key, receipt in sent.items():
-                if key not in lost and receipt.verified_by == "none":
+                if key not in lost:
                     self.receipts[key] = _proven_by_size(receipt)
             if not lost:
                 return
