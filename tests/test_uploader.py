@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ import threading
 import traceback
 import types
 import uuid
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +25,7 @@ import pytest
 from outside import files_in, python
 
 from stagesink import create_checkpoint_archive, list_committed, open_sink, upload_metrics, verify
-from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, MemorySource, Source, StoredArtifact, lies_under
 from stagesink.config import load
 from stagesink.errors import (
     ArchiveError,
@@ -39,6 +41,7 @@ from stagesink.errors import (
     TransientSinkError,
 )
 from stagesink.sinks.memory import MemorySink
+from stagesink.sinks.protocol import OnBytes
 from stagesink.testing import FaultySink, fails, loses_object
 from stagesink.transfer import Progress, plan_file
 from stagesink.uploader import ArtifactUploader
@@ -939,6 +942,7 @@ def test_somebody_elses_sink_that_does_not_close_does_not_kill_the_training(
         "acme",
         """
         from stagesink.sinks.memory import MemorySink
+from stagesink.sinks.protocol import OnBytes
 
         class AcmeSink(MemorySink):
             def close(self):
@@ -1149,3 +1153,46 @@ def test_storage_options_of_the_configured_sink_are_not_for_one_of_another_kind(
     given = ArtifactUploader("run", config_dir=config_dir, sink=tmp_path / "out", storage_options={"fsync": False})
     assert given.upload_file(metrics_json) is True
     assert given.sink.fsync is False  # type: ignore[attr-defined]
+
+
+class Holding(FaultySink):
+    """A store that is gone, whose client has the object in its hands as it finds that out."""
+
+    def __init__(self, inner: MemorySink) -> None:
+        super().__init__(inner)
+        self.held: list[weakref.ref[Any]] = []
+
+    def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        if lies_under(key.path, NOTES_FOLDER):
+            return super().put(key, source, on_bytes=on_bytes)
+
+        class Body(bytearray):
+            pass
+
+        with source.open() as stream:
+            body = Body(stream.read())
+        self.held.append(weakref.ref(body))
+        try:
+            raise ConnectionError("gone")
+        except ConnectionError:
+            raise TransientSinkError("The store is gone.") from None
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_errors_that_are_kept_do_not_keep_the_bytes(
+    background: bool, sink: MemorySink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGESINK_RETRIES", "1")
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "checkpoint" / name).write_bytes(b"x")
+    gone = Holding(sink)
+    uploader = ArtifactUploader("run", "training", sink=gone, background=background)
+    assert uploader.upload_checkpoint(tmp_path / "checkpoint") is background
+    if background:
+        assert isinstance(uploader.handles[0].exception(60), TransferError)
+    else:
+        assert uploader.errors
+    gc.collect()
+    assert len(gone.held) >= 2
+    assert [ref() for ref in gone.held if ref() is not None] == []

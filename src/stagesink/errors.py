@@ -9,6 +9,7 @@ Each error is one sentence that says what went wrong, and a ``hint`` that says w
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -287,3 +288,26 @@ class TransferCancelled(StagesinkError):
     """The transfer was stopped (Ctrl-C, or another part gave up) before this object was whole."""
 
     default_hint = "Nothing half-written is visible; run it again to go on."
+
+
+def release_frames(error: BaseException) -> None:
+    """Let go of what the calls that an error went through had at hand; its trace still names them.
+
+    Whoever keeps errors would otherwise keep the bytes of each object that failed.
+
+    Parameters
+    ----------
+    error : BaseException
+        With its causes, and with each failure that it stands for.
+    """
+    seen: dict[int, BaseException] = {}
+    found: list[BaseException | None] = [error]
+    while found:
+        each = found.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen[id(each)] = each
+        traceback.clear_frames(each.__traceback__)
+        found += [each.__cause__, each.__context__]
+        if isinstance(each, ManyFailures):
+            found += each.failures.values()

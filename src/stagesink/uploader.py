@@ -19,7 +19,7 @@ from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.config import Artifacts, Config, load_config, skip_artifact_logging
 from stagesink.destination import choose_sink, storage_options_for
 from stagesink.drain import install_wanted_drain, kept_on_a_signal
-from stagesink.errors import ConfigError, StagesinkError, TransferError
+from stagesink.errors import ConfigError, StagesinkError, TransferError, release_frames
 from stagesink.keeping import Keeper, can_wait, kept_receipts
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.planning import NO_RANKS, Planner, Ranks, StrPath, additions, checked, name_of
@@ -581,6 +581,7 @@ class ArtifactUploader:
         """Log an error instead of raising it. Only here may a broad ``except`` end."""
         known = error if isinstance(error, StagesinkError) else self._defect(error)
         self.errors.append(known)
+        release_frames(known)
         if (policy or self._policy()) != "raise":
             # What was not foreseen must not kill the training run either, so its trace is logged.
             logger.error("%s: %s%s", what, known, after, exc_info=None if known is error else known.__cause__)

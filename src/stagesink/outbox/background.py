@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stagesink.artifacts import Receipt
-from stagesink.errors import OutboxError, StagesinkError
+from stagesink.errors import OutboxError, StagesinkError, release_frames
 from stagesink.outbox.entry import Entry
 from stagesink.outbox.index import Row
 from stagesink.outbox.store import Outbox
@@ -368,10 +368,9 @@ def _same_place(job: _Job, other: _Job) -> bool:
 def _answer(job: _Job, came: Outcome | StagesinkError) -> None:
     if job.future.done():
         return
-    if isinstance(came, StagesinkError):
-        job.future.set_exception(came)
-    elif came.error is not None:
-        job.future.set_exception(came.error)
+    if (error := came if isinstance(came, StagesinkError) else came.error) is not None:
+        release_frames(error)  # whoever has the handle keeps it
+        job.future.set_exception(error)
     elif came.status == "landed":
         job.future.set_result(came.receipts)
     else:
