@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from stagesink.artifacts import Receipt
@@ -195,6 +196,12 @@ class Keeper:
 
 def _named(run_id: str, entry: Entry, sink: ArtifactSink) -> str:
     return run_id
+
+
+def get_ready() -> None:
+    """Load what the first upload in the background needs, so that it holds training up no longer than the others."""
+    for name in ("stagesink.outbox.background", "pydantic.fields", "pydantic.type_adapter"):
+        import_module(name)
 
 
 def kept_receipts(plans: Sequence[Plan], sink_uri: str, error: Exception | None = None) -> tuple[Receipt, ...]:

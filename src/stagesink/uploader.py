@@ -20,7 +20,7 @@ from stagesink.config import Artifacts, Config, load_config, skip_artifact_loggi
 from stagesink.destination import choose_sink, storage_options_for
 from stagesink.drain import install_wanted_drain, kept_on_a_signal
 from stagesink.errors import ConfigError, StagesinkError, TransferError, release_frames
-from stagesink.keeping import Keeper, can_wait, kept_receipts
+from stagesink.keeping import Keeper, can_wait, get_ready, kept_receipts
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.planning import NO_RANKS, Planner, Ranks, StrPath, additions, checked, name_of
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
@@ -129,6 +129,8 @@ class ArtifactUploader:
         }
         self._metrics = UploadMetrics()
         self._said_skipped = False
+        if background:
+            get_ready()
 
     def __enter__(self) -> ArtifactUploader:
         return self
