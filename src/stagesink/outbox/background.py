@@ -368,15 +368,14 @@ def _same_place(job: _Job, other: _Job) -> bool:
 def _answer(job: _Job, came: Outcome | StagesinkError) -> None:
     if job.future.done():
         return
-    if (error := came if isinstance(came, StagesinkError) else came.error) is not None:
-        release_frames(error)  # whoever has the handle keeps it
-        job.future.set_exception(error)
-    elif came.status == "landed":
+    if isinstance(came, Outcome) and came.status == "landed":
         job.future.set_result(came.receipts)
-    else:
-        job.future.set_exception(
-            Superseded(f"{job.entry.path} was not uploaded from here: another process was first, or removed it.")
-        )
+        return
+    error = came.error if isinstance(came, Outcome) else came
+    if error is None:
+        error = Superseded(f"{job.entry.path} was not uploaded from here: another process was first, or removed it.")
+    release_frames(error)  # whoever has the handle keeps it
+    job.future.set_exception(error)
 
 
 # -- all uploaders of this process -------------------------------------------------------------------------------------
