@@ -7,6 +7,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from stagesink.errors import ConfigError, MissingExtra, UnknownScheme
+from stagesink.sinks.fsspec.redirects import session_without_redirects
 
 Commit = Literal["put", "pipe", "rename"]
 
@@ -86,12 +87,16 @@ def commit_of(scheme: str, kind: Any) -> Commit:
 
 
 def quiet_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what switches off the client's own retries and its memory of listings."""
+    """Add what switches off the client's own retries, its memory of listings, and going where a store sends it."""
     quiet = dict(options)
     if scheme in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ftp"):
         quiet.setdefault("use_listings_cache", False)
     if scheme in ("s3", "s3a"):
-        config = {"retries": {"mode": "standard", "total_max_attempts": 1}, "max_pool_connections": 32}
+        config = {
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "max_pool_connections": 32,
+            "http_session_cls": session_without_redirects(),
+        }
         quiet["config_kwargs"] = {**config, **quiet.get("config_kwargs", {})}
     return quiet
 

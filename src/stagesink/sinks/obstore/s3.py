@@ -103,6 +103,8 @@ def settings(uri: str, options: Mapping[str, Any], environ: Mapping[str, str]) -
     # Without a region botocore finds the bucket's own; obstore does not. Express buckets have other endpoints.
     if credentials is None or not (region or endpoint) or bucket.endswith("--x-s3") or not _is_plain(bucket):
         return None
+    if endpoint and "session_token" in credentials:
+        return None  # obstore follows redirects, and takes the token along; AWS itself sends nobody to other hosts
     told: dict[str, Any] = {**credentials, "region": region or "us-east-1", "disable_bulk_delete": True}
     if endpoint:
         told["endpoint"] = endpoint.rstrip("/")
