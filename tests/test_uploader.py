@@ -942,7 +942,6 @@ def test_somebody_elses_sink_that_does_not_close_does_not_kill_the_training(
         "acme",
         """
         from stagesink.sinks.memory import MemorySink
-from stagesink.sinks.protocol import OnBytes
 
         class AcmeSink(MemorySink):
             def close(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from stagesink.artifacts import MemorySource
 from stagesink.errors import OutboxError, StagesinkError, TransferError
 from stagesink.outbox.background import BackgroundUploader
 from stagesink.outbox.store import Outbox
+from stagesink.outbox.sync import Sync
 from stagesink.sinks import ArtifactSink
 from stagesink.sinks.memory import MemorySink
 from stagesink.transfer import TransferOptions, plan_file
@@ -32,7 +34,7 @@ class Gate(MemorySink):
     """Notes the order of uploads, and lets none through while it is shut."""
 
     def __init__(self) -> None:
-        super().__init__("memory:gate")
+        super().__init__(uuid.uuid4().hex)
         self.order: list[str] = []
         self.open_ = threading.Event()
         self.reached = threading.Event()
@@ -105,6 +107,23 @@ def test_a_newer_upload_to_the_same_place_goes_instead(
     with gate.open(stagesink.ArtifactKey("run", "f")) as stream:
         assert stream.read() == b"3"
     assert outbox.rows() == []
+
+
+def test_what_another_process_has_landed_meanwhile_is_an_answer_and_what_it_removed_an_error(
+    submit: Submit, gate: Gate, background: BackgroundUploader, reopened: Outbox
+) -> None:
+    submit("f")
+    assert gate.reached.wait(60)
+    landed, removed = submit("landed"), submit("removed")
+    with Sync(reopened, lambda uri: gate, ONCE) as sync:
+        assert [outcome.status for outcome in sync.run(lambda row: row.path == "landed")] == ["landed"]
+    reopened.remove(next(row.id for row in reopened.rows() if row.path == "removed"))
+    gate.open_.set()
+    assert background.flush(60)
+    (receipt,) = landed.result(60)
+    assert (receipt.key.path, receipt.size, receipt.status, receipt.verified_by) == ("landed", 4, "unchanged", "none")
+    with pytest.raises(OutboxError, match="was removed from the outbox"):
+        removed.result(60)
 
 
 def test_a_store_that_is_gone_is_an_answer_and_the_upload_waits(

@@ -43,7 +43,7 @@ OpenSink = Callable[[], ArtifactSink]
 
 
 class Superseded(OutboxError):
-    """A newer upload to the same place goes instead, or another process was first."""
+    """A newer upload to the same place goes instead, or it was taken out of the outbox."""
 
     default_hint = ""
 
@@ -218,6 +218,8 @@ class BackgroundUploader:
             outcomes = self._attempt(job)
             landed = outcomes[0].status == "landed"
             waits = not landed and self.outbox.entry(job.entry.id) is not None
+            if not landed and not waits:
+                outcomes = [self._gone(job), *outcomes[1:]]
             if outcomes[0].status != "held" or not waits:
                 _answer(job, outcomes[0])
             with self._changed:
@@ -310,6 +312,23 @@ class BackgroundUploader:
                 self._own(job)  # it may wait long now
         return outcomes
 
+    def _gone(self, job: _Job) -> Outcome:
+        """Tell what has become of an entry that another process has taken away."""
+        row = Row.of(job.entry)
+        try:
+            landed = self.outbox.has_landed(row.id)
+        except OutboxError:
+            landed = False
+        if not landed:
+            return Outcome(row, "superseded")
+        # By whom, and proven how, is the other's to tell: `stagesink sync` shows it.
+        objects = job.entry.plan().objects
+        receipts = [
+            Receipt(item.key, f"{row.sink}/{item.key}", item.size or 0, None, 0.0, 0, "unchanged", "none")
+            for item in objects
+        ]
+        return Outcome(row, "landed", tuple(receipts))
+
     def _own(self, job: _Job) -> None:
         with self.outbox.claim(job.entry.id) as entry:
             if entry is not None:
@@ -373,7 +392,9 @@ def _answer(job: _Job, came: Outcome | StagesinkError) -> None:
         return
     error = came.error if isinstance(came, Outcome) else came
     if error is None:
-        error = Superseded(f"{job.entry.path} was not uploaded from here: another process was first, or removed it.")
+        error = Superseded(
+            f"{job.entry.path} was not uploaded: a newer one has landed, or it was removed from the outbox."
+        )
     release_frames(error)  # whoever has the handle keeps it
     job.future.set_exception(error)
 

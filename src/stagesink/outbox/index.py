@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS source (
     path TEXT PRIMARY KEY, inode INTEGER NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     rewritten INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE IF NOT EXISTS done (entry TEXT PRIMARY KEY);
 """
 
 
@@ -80,11 +81,13 @@ class Row:
 
 
 _REMEMBERED = 10_000  # source files
+_REMEMBERED_DONE = 1_000  # entries
 _COLUMNS = tuple(each.name for each in fields(Row))
 _TABLES = {
     "entry": {*_COLUMNS},
     "landed": {"entry", "path", "size", "sha256"},
     "source": {"path", "inode", "size", "mtime_ns", "rewritten"},
+    "done": {"entry"},
 }
 
 
@@ -155,6 +158,16 @@ class Index:
         """Return what has landed of an entry."""
         found = self._ask("SELECT path, size, sha256 FROM landed WHERE entry = ?", (entry_id,))
         return tuple(ManifestEntry(*row) for row in found)
+
+    def note_done(self, entry_id: str) -> None:
+        """Remember for a while that an entry has landed: whoever kept it may ask when it is gone."""
+        with self._transaction(quick=True) as connection:
+            connection.execute("INSERT OR REPLACE INTO done (entry) VALUES (?)", (entry_id,))
+            connection.execute("DELETE FROM done WHERE rowid <= (SELECT max(rowid) FROM done) - ?", (_REMEMBERED_DONE,))
+
+    def is_done(self, entry_id: str) -> bool:
+        """Tell whether an entry that is gone is known to have landed."""
+        return bool(self._ask("SELECT 1 FROM done WHERE entry = ?", (entry_id,)))
 
     # -- files that get rewritten in place ---------------------------------------------------------------------------
 

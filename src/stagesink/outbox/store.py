@@ -325,7 +325,11 @@ class Outbox:
         with self._forgiving():
             self._asked(lambda: self._index.failed(entry_id, why))
 
-    def remove(self, entry_id: str, *, for_good: bool = False) -> None:
+    def has_landed(self, entry_id: str) -> bool:
+        """Tell whether an entry that is gone had landed, as far as is remembered."""
+        return self._asked(lambda: self._index.is_done(entry_id))
+
+    def remove(self, entry_id: str, *, for_good: bool = False, landed: bool = False) -> None:
         """Take an entry away, with its bytes. One that is not there is no error.
 
         Parameters
@@ -333,6 +337,8 @@ class Outbox:
         entry_id : str
         for_good : bool
             Also when the power fails now. What has landed needs no such care: it would be found unchanged.
+        landed : bool
+            It is taken away because it is where it was to go.
 
         Raises
         ------
@@ -340,6 +346,9 @@ class Outbox:
             The outbox cannot be written.
         """
         gone = self._entries / f".{entry_id}"
+        if landed:
+            with self._forgiving():
+                self._asked(lambda: self._index.note_done(entry_id))  # before anybody can see that it is gone
         try:
             with suppress(FileNotFoundError):
                 os.rename(self._entries / entry_id, gone)

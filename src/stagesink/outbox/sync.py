@@ -212,7 +212,7 @@ class Sync:
             for old in each.older:
                 self._outbox.remove(old.id)
                 yield Outcome(old, "superseded")
-            self._outbox.remove(row.id)
+            self._outbox.remove(row.id, landed=True)
 
     def sink(self, uri: str) -> ArtifactSink:
         """Return the sink of a URI, opened once. One that could not be opened, or is gone, raises again what it did."""
