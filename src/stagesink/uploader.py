@@ -85,6 +85,8 @@ class ArtifactUploader:
         One for each upload in the background: its ``result()`` is a tuple of receipts, or raises why it did not land
         yet.
 
+    The three lists are yours: a training that goes on for weeks may clear what it has read of them.
+
     Examples
     --------
     >>> with ArtifactUploader(stage="training", sink="file:./artifacts") as uploader:
