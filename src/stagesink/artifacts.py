@@ -34,7 +34,8 @@ def _check_segment(segment: str, whole: str, what: str) -> None:
     if whole.startswith("/"):
         raise InvalidKey(f"{what} {shown!r} is absolute.", hint="Use a relative path such as 'metrics.json'.")
     if segment == "":
-        raise InvalidKey(f"{what} {shown!r} has an empty segment.", hint="Use a relative path such as 'metrics.json'.")
+        hint = "Leave out the '/' at its end." if whole.endswith("/") else "Use a relative path such as 'metrics.json'."
+        raise InvalidKey(f"{what} {shown!r} has an empty segment.", hint=hint)
     if segment in (".", ".."):
         raise InvalidKey(f"{what} {shown!r} contains {segment!r}.", hint="Use a path that stays inside the run.")
     if (bad := _FORBIDDEN.search(segment)) is not None:

@@ -205,6 +205,12 @@ class ArtifactNotFound(SinkError):
     default_hint = "`stagesink ls` shows what is there."
 
 
+class NameRefused(SinkError):
+    """The backend can hold no object of this name, today or later."""
+
+    default_hint = "Choose another file name or artifact path."
+
+
 class SinkQuotaError(SinkError):
     """The backend has no room: disk full, quota reached, object too large."""
 

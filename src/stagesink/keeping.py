@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,11 +19,13 @@ from stagesink.errors import (
     ConfigError,
     InvalidKey,
     ManifestError,
+    NameRefused,
     OutboxError,
     SourceError,
     StagesinkError,
     TransferCancelled,
     TransferError,
+    TransientSinkError,
 )
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.redaction import bare_uri
@@ -40,7 +42,16 @@ if TYPE_CHECKING:
     from stagesink.runs.kept import KeptRuns
 
 # What was handed over is wrong, or was taken back: no later attempt would fare better.
-_NOT_KEPT = (SourceError, ConfigError, InvalidKey, ArchiveError, ManifestError, TransferCancelled, OutboxError)
+_NOT_KEPT = (
+    SourceError,
+    ConfigError,
+    InvalidKey,
+    NameRefused,
+    ArchiveError,
+    ManifestError,
+    TransferCancelled,
+    OutboxError,
+)
 
 _log = logging.getLogger("stagesink")
 
@@ -88,8 +99,17 @@ def open_sink_again(config: Config, uri: str) -> ArtifactSink:
 
 def can_wait(error: Exception) -> bool:
     """Tell whether an upload that failed like this may land later, so that it is worth keeping."""
-    failures = error.failures.values() if isinstance(error, TransferError) else (error,)
-    return not all(isinstance(each, _NOT_KEPT) for each in failures)
+    return not all(isinstance(each, _NOT_KEPT) for each in _failures(error))
+
+
+def what_lands_it(error: Exception) -> str:
+    """Say how what was kept comes to the store: of itself, or after somebody has mended something."""
+    passes = all(isinstance(each, TransientSinkError) for each in _failures(error))
+    return "`stagesink sync` uploads it." if passes else "once that is put right, `stagesink sync` uploads it."
+
+
+def _failures(error: Exception) -> Collection[Exception]:
+    return error.failures.values() if isinstance(error, TransferError) else (error,)
 
 
 class Keeper:

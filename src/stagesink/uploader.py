@@ -20,7 +20,7 @@ from stagesink.config import Artifacts, Config, load_config, skip_artifact_loggi
 from stagesink.destination import choose_sink, storage_options_for
 from stagesink.drain import install_wanted_drain, kept_on_a_signal
 from stagesink.errors import ConfigError, StagesinkError, TransferError, release_frames
-from stagesink.keeping import Keeper, can_wait, get_ready, kept_receipts
+from stagesink.keeping import Keeper, can_wait, get_ready, kept_receipts, what_lands_it
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.planning import NO_RANKS, Planner, Ranks, StrPath, additions, checked, name_of
 from stagesink.redaction import secrets_of, shows_secret, without_secrets
@@ -577,7 +577,8 @@ class ArtifactUploader:
                 after = f" It could not be kept either: {known}"
             else:
                 receipts = kept_receipts(plans, self.sink.uri, error)
-                after = f" It is kept in {self._keeper.outbox.path} ({size / 1e6:.1f} MB): `stagesink sync` uploads it."
+                kept = f"It is kept in {self._keeper.outbox.path} ({size / 1e6:.1f} MB)"
+                after = f" {kept}: {what_lands_it(error)}"
         self._count(receipts, start, failed=True)
         self._failed(f"{what} was not uploaded", error, policy, after)
 

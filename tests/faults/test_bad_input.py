@@ -510,7 +510,7 @@ BAD_PATHS = {
     "a\\b": "contains a backslash",
     "a\0b": "contains a NUL byte",
     "a\nb": "contains the character '\\n'",
-    "a/": "has an empty segment",
+    "a/": "has an empty segment. Leave out the '/' at its end.",
     "a//b": "has an empty segment",
     "": "has an empty segment",
     "x" * 300: "has a segment of 300 bytes; 255 is the most",

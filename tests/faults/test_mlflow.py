@@ -27,6 +27,7 @@ from stagesink.errors import (
     ArtifactNotFound,
     ConfigError,
     InvalidKey,
+    NameRefused,
     RunNotFound,
     SinkAuthError,
     SinkConflict,
@@ -341,19 +342,25 @@ def test_a_path_that_is_none(uri: str, run_id: str, file: Path, path: str, caplo
 
 
 @pytest.mark.parametrize("path", ["a#b.json", "100%25.json", "%41.json"])
-def test_a_name_that_the_server_would_refuse_or_change(uri: str, run_id: str, file: Path, path: str) -> None:
+def test_a_name_that_the_server_would_refuse_or_change(
+    uri: str, run_id: str, file: Path, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with ArtifactUploader(run_id, sink=uri, attempts=1) as uploader:
         assert uploader.upload_file(file, path) is False
-    assert "Rename the file." in str(uploader.errors[0])
+    assert "Choose another file name or artifact path." in str(uploader.errors[0])
+    assert "It is kept in" not in caplog.text  # it could never land
 
 
-def test_a_file_where_the_path_has_a_folder(uri: str, run_id: str, file: Path) -> None:
+def test_a_file_where_the_path_has_a_folder(
+    uri: str, run_id: str, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with ArtifactUploader(run_id, sink=uri, attempts=1) as uploader:
         assert uploader.upload_file(file, "metrics.json") is True
         assert uploader.upload_file(file, "metrics.json/metrics.json") is False
     (error,) = uploader.errors
     assert isinstance(error, TransferError)
     assert [type(each) for each in error.failures.values()] == [SinkConflict]
+    assert ": once that is put right, `stagesink sync` uploads it." in caplog.text
 
 
 def test_what_is_not_there_is_not_found(uri: str, run_id: str) -> None:
@@ -541,8 +548,7 @@ class TestOwnClient:
     """``artifacts.engine: mlflow``: the errors of another client, of the same classes and as silent about secrets."""
 
     @pytest.fixture(autouse=True)
-    def impatient(self, mlflow_server: MlflowServer, uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    def client(self, mlflow_server: MlflowServer, uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         with mlflow_server.client():  # imported without its warnings, and used so
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.partition("+")[2])
             yield
@@ -575,7 +581,47 @@ class TestOwnClient:
 
     def test_nobody_there(self, run_id: str, file: Path) -> None:
         uri = f"mlflow+http://me:{PASSWORD}@127.0.0.1:{free_port()}"
-        assert type(failure(MlflowSink(uri, own_client=True), run_id, file)) is TransientSinkError
+        error = failure(MlflowSink(uri, own_client=True), run_id, file)
+        assert type(error) is TransientSinkError
+        assert "Check the address and port, and that the server runs." in str(error)
+
+    def test_it_sends_each_request_once_and_shows_no_bar(
+        self, proxy: FaultProxy, uri: str, run_id: str, file: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        proxy.plan(Answer(503), times=9, method="PUT")
+        failure(MlflowSink(uri, own_client=True), run_id, file)
+        sent = [target for method, target in proxy.requests if method == "PUT"]
+        assert len(sent) == len(set(sent))
+        proxy.forget()
+        Transfer(MlflowSink(uri, own_client=True), ONCE).run(plan_file(run_id, "metrics.json", file))
+        assert "%|" not in capfd.readouterr().err
+
+    def test_elsewhere_its_retries_are_as_they_were(self, uri: str, run_id: str, file: Path) -> None:
+        from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+
+        before = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
+        Transfer(MlflowSink(uri, own_client=True), ONCE).run(plan_file(run_id, "metrics.json", file))
+        assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == before > 0
+
+    @pytest.mark.parametrize("path", ["a#b.json", "100%25.json", "a%20b.json"])
+    def test_a_name_that_the_server_takes_for_another_overwrites_nothing(
+        self, mlflow_server: MlflowServer, uri: str, run_id: str, file: Path, path: str
+    ) -> None:
+        sink = MlflowSink(uri, own_client=True)
+        Transfer(sink, ONCE).run(plan_file(run_id, "a", file))
+        before = mlflow_server.listed(run_id)
+        with pytest.raises(TransferError) as caught:
+            Transfer(sink, ONCE).run(plan_file(run_id, path, file))
+        assert {type(error) for error in caught.value.failures.values()} == {NameRefused}
+        assert mlflow_server.listed(run_id) == before
+
+    def test_what_stands_in_the_way_is_named(self, uri: str, run_id: str, file: Path) -> None:
+        sink = MlflowSink(uri, own_client=True)
+        Transfer(sink, ONCE).run(plan_file(run_id, "a", file))
+        with pytest.raises(TransferError) as caught:
+            Transfer(sink, ONCE).run(plan_file(run_id, "a/b", file))
+        assert "a is a file" in str(caught.value)
+        assert "Choose another artifact path." in str(caught.value)
 
     def test_the_facade_says_it_in_one_line(
         self,

@@ -21,6 +21,7 @@ from stagesink.sinks.mlflow.address import address_of
         ("mlflow+sqlite:////a/b.db", "", "sqlite:////a/b.db", "mlflow+sqlite:////a/b.db", False),
         ("mlflow:", "databricks", "databricks", "mlflow:", False),
         ("mlflow:", "./mlruns", "./mlruns", "mlflow:", False),
+        ("mlflow+databricks:", "", "databricks", "mlflow:", False),
         ("mlflow+postgresql://u:pa55@h/db", "", "postgresql://u:pa55@h/db", "mlflow+postgresql://***@h/db", False),
     ],
 )
@@ -48,6 +49,8 @@ def test_the_server_is_without_its_login():
             "takes the server from MLFLOW_TRACKING_URI, not 'mlflow://host:5000'. Write mlflow+",
         ),
         ("mlflow+http:host", {}, "names no server"),
+        ("mlflow+host:5000", {}, "names a server without its scheme. Write mlflow+http://host:5000"),
+        ("mlflow+127.0.0.1:5000/x", {}, "names a server without its scheme. Write mlflow+http://127.0.0.1:5000/x"),
         ("mlflow+http:", {}, "names no server"),
         ("mlflow+HTTP://host", {}, "names no server"),
         ("mlflow+http://", {}, "is no address of a server"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stagesink.errors import UnknownScheme
+from stagesink.errors import ConfigError, UnknownScheme
 from stagesink.sinks import ArtifactSink, open_sink, registry
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.sinks.local import LocalSink
@@ -51,6 +51,20 @@ def test_every_built_in_sink_is_a_sink(tmp_path: Path) -> None:
 def test_an_unknown_scheme_names_the_nearest() -> None:
     with pytest.raises(UnknownScheme, match=r"'memry'.*Did you mean 'memory'"):
         open_sink("memry:x")
+
+
+@pytest.mark.parametrize("name", ["mlflow", "mlflow+databricks", "azureml", "memory", "file"])
+def test_the_name_of_a_sink_is_taken_for_no_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"Write '.*:' for the sink, '\./.*' for a folder"):
+        open_sink(name)
+    assert open_sink(f"./{name}").uri.endswith(f"/{name}")
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@host:5000", "sqlite:///runs.db", "databricks://profile"])
+def test_a_tracking_uri_is_told_how_it_becomes_a_sink(uri: str) -> None:
+    with pytest.raises(UnknownScheme, match=r"write mlflow\+") as caught:
+        open_sink(uri)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["s3+fsspec://bucket/runs", "gs+x://bucket", "local+x://folder"])

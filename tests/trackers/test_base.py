@@ -12,7 +12,9 @@ from faults.proxy import Answer, FaultProxy, Reset
 from mlflow_servers import MlflowServer
 from outside import python, running, said, tell
 
+from stagesink.config import load_config
 from stagesink.errors import RunNotFound, StagesinkError, TransientSinkError
+from stagesink.keeping import open_outbox
 from stagesink.trackers import (
     MLflowBenchmarkTracker,
     MLflowConversionTracker,
@@ -246,10 +248,23 @@ def test_a_wrong_password_is_said_and_not_shown(
     mlflow_auth_server: MlflowServer, server: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = mlflow_auth_server.sink_uri.replace(mlflow_auth_server.password, "hunter22")
-    with MLflowTrainingTracker(sink=uri) as tracker:
+    with MLflowTrainingTracker(sink=uri, on_failure="warn") as tracker:
         assert tracker.run_id is None
     assert "401" in caplog.text
     assert "Check MLFLOW_TRACKING_USERNAME" in caplog.text
+    assert "hunter22" not in caplog.text
+
+
+def test_what_a_login_that_has_expired_would_lose_waits_on_this_disk(
+    mlflow_auth_server: MlflowServer, server: MlflowServer, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = mlflow_auth_server.sink_uri.replace(mlflow_auth_server.password, "hunter22")
+    with MLflowTrainingTracker(sink=uri) as tracker:
+        assert not tracker.log_metrics({"loss": 0.1})
+        assert tracker.log_training_artifacts(out / "checkpoint") == {"checkpoint": False}
+    assert "401" in caplog.text
+    (entry,) = open_outbox(load_config().artifacts.outbox).entries()
+    assert (entry.path, entry.run_id) == ("checkpoint", tracker.run_id)
     assert "hunter22" not in caplog.text
 
 

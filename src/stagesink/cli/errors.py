@@ -17,6 +17,7 @@ from stagesink.errors import (
     KeptInOutbox,
     ManyFailures,
     MissingExtra,
+    NameRefused,
     RunNotFound,
     SinkAuthError,
     SourceKindError,
@@ -29,6 +30,7 @@ EXIT_CODES: Mapping[type[StagesinkError], int] = {
     StagesinkError: 1,  # failed, or the bytes are not those that were sent
     ConfigError: 2,  # usage or configuration
     InvalidKey: 2,
+    NameRefused: 2,
     UnknownScheme: 2,
     MissingExtra: 2,
     SourceKindError: 2,

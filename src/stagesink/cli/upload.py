@@ -105,7 +105,7 @@ def upload(
 def _kept_instead(uploader: ArtifactUploader, plan: Plan, error: StagesinkError) -> StagesinkError:
     """Keep what did not land, if it may land later; return what is to be said of it."""
     from stagesink.errors import KeptInOutbox, OutboxError
-    from stagesink.keeping import can_wait
+    from stagesink.keeping import can_wait, what_lands_it
 
     settings = uploader.config.artifacts.outbox
     if not settings.enabled or not can_wait(error):
@@ -114,7 +114,9 @@ def _kept_instead(uploader: ArtifactUploader, plan: Plan, error: StagesinkError)
         uploader.keep_plan(plan, error)
     except OutboxError as second:
         return type(second)(f"{error} It could not be kept either: {second.message}", hint=second.hint)
-    return KeptInOutbox(f"{plan.path} is kept in {os.path.abspath(settings.path)}: {error}")
+    what_next = what_lands_it(error)
+    where = os.path.abspath(settings.path)
+    return KeptInOutbox(f"{plan.path} is kept in {where}: {error}", hint=what_next[0].upper() + what_next[1:])
 
 
 class _Chosen:

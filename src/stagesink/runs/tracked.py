@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 from stagesink.errors import (
@@ -40,7 +40,6 @@ _HINTS: dict[type[SinkError], str] = {
 }
 _REFUSED = "A parameter keeps its first value, and a name has at most 250 letters, digits, '_', '-', '.', ' ' and '/'."
 _SILENT = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
-_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _RUN_ID = "MLFLOW_RUN_ID"
 
 _environment = threading.Lock()
@@ -435,13 +434,13 @@ def in_peace(*, once: bool) -> Iterator[None]:
     once : bool
         Keep it from trying for minutes too.
     """
+    from stagesink.sinks.mlflow.patience import trying_once
+
     with _environment:
-        before = {name: os.environ.get(name) for name in (_SILENT, _RETRIES, _RUN_ID)}
+        before = {name: os.environ.get(name) for name in (_SILENT, _RUN_ID)}
         os.environ[_SILENT] = "true"
-        if once:
-            os.environ[_RETRIES] = "0"
         try:
-            with _without_links():
+            with _without_links(), trying_once() if once else nullcontext():
                 yield
         finally:
             for name, value in before.items():

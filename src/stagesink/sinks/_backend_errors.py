@@ -71,6 +71,7 @@ _BY_FTP_REPLY: dict[str, type[SinkError]] = {"530": SinkAuthError, "532": SinkAu
 _BY_CODE: dict[str, type[SinkError]] = {
     "InvalidBlockList": TransientSinkError,  # Azure: another writer committed that name, and took our blocks away
 }
+_OF_THE_CLIENT = {"INTERNAL_ERROR", "INVALID_PARAMETER_VALUE"}  # mlflow's: for anything, and for what it will not send
 _NO_CONTAINER = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "FilesystemNotFound"}
 
 _HINTS: dict[type[SinkError], str] = {
@@ -218,11 +219,19 @@ def _retry_after(causes: list[BaseException]) -> float | None:
 
 
 def _reason(causes: list[BaseException]) -> str:
-    status = next(filter(None, map(_status, causes)), None)
+    status = next((_status(cause) for cause in causes if _is_an_answer(cause) and _status(cause)), None)
     code = next(filter(None, map(_code, causes)), None)
     if status is not None:
         return f"the store answered {status}" + (f" ({code})" if code and code != str(status) else "")
     number = next((cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno), None)
     if number is not None and number > 0:
         return f"{os.strerror(number)} ({type(causes[0]).__name__})"
-    return type(causes[0]).__name__
+    return type(causes[0]).__name__ + (f" ({code})" if code else "")
+
+
+def _is_an_answer(error: BaseException) -> bool:
+    """Tell what a server said from what mlflow's client says itself, which has a status for each of its errors."""
+    own = _is_a(error, "mlflow.exceptions", "MlflowException") and not _is_a(
+        error, "mlflow.exceptions", "RestException"
+    )
+    return not (own and _code(error) in _OF_THE_CLIENT)

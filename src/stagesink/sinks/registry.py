@@ -7,6 +7,7 @@ callable ``(uri, storage_options) -> ArtifactSink``.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -15,6 +16,7 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 from stagesink.errors import ConfigError, MissingExtra, UnknownScheme
+from stagesink.redaction import without_secrets
 from stagesink.sinks.protocol import ArtifactSink
 
 ENTRY_POINT_GROUP = "stagesink.sinks"
@@ -34,6 +36,9 @@ _ENGINES = {
     OWN_ENGINE: _BUILT_IN,
     "mlflow": {"mlflow": "stagesink.sinks.mlflow:open_mlflow_client"},
 }
+_TRACKING = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
+"""Schemes of MLflow's tracking URIs, which are sinks only behind ``mlflow+``."""
+
 _FALLBACK = "stagesink.sinks.fsspec:open_fsspec"
 _FASTER = dict.fromkeys(("s3", "s3a", "az", "abfs", "abfss", "gs", "gcs"), "stagesink.sinks.obstore:open_obstore")
 """Who carries a scheme of fsspec's instead, where obstore is installed; the store and its names are the same."""
@@ -73,9 +78,24 @@ def open_sink(uri: str, *, storage_options: Mapping[str, Any] | None = None, eng
     ConfigError
         The driver cannot use the URI or an option, or the engine carries no such sink.
     """
+    _check_form(uri)
     driver = driver_of(uri)
     factory = _factory(driver) if engine == OWN_ENGINE else _factory_of_engine(engine, driver)
     return factory(uri, dict(storage_options or {}))
+
+
+def _check_form(uri: str) -> None:
+    """Refuse what was meant as the address of a server: it would be a folder of that name, or a store of files."""
+    name = uri.partition("+")[0]
+    if not {"/", os.sep, ":"} & set(uri) and is_registered(name):
+        raise ConfigError(
+            f"The sink {uri!r} is a name, and no address.", hint=f"Write '{uri}:' for the sink, './{uri}' for a folder."
+        )
+    if scheme_of(uri) in _TRACKING and not is_registered(scheme_of(uri)):
+        raise UnknownScheme(
+            f"{without_secrets(uri)} is no sink.",
+            hint=f"For an MLflow tracking server write mlflow+{without_secrets(uri)}.",
+        )
 
 
 def driver_of(uri: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
-from stagesink.errors import TransientSinkError
+from stagesink.errors import SinkAuthError, TransientSinkError
 from stagesink.planning import StrPath
 from stagesink.runs.kept import KeptRun, KeptRuns
 from stagesink.runs.tracked import EndStatus, TrackedRun, now_in_ms, resume_run, start_run
@@ -30,10 +30,10 @@ class StageTracker:
     started. A run that was started ends FINISHED, FAILED after an exception, or KILLED after Ctrl-C. One that was
     joined is left as it was: running, or with the status it had.
 
-    Offline (``STAGESINK_MODE=offline``), or when the server does not answer, the run begins in the outbox with an id of
-    its own: parameters, metrics, tags and uploads wait there, and ``stagesink sync`` makes the run on the server. Of a
-    run whose server goes away later, what it does not take waits in the same way. ``log_params`` and ``log_metrics``
-    return False for what waits, as uploads do.
+    Offline (``STAGESINK_MODE=offline``), or when the server does not answer or does not let us in, the run begins in
+    the outbox with an id of its own: parameters, metrics, tags and uploads wait there, and ``stagesink sync`` makes the
+    run on the server. Of a run whose server goes away later, what it does not take waits in the same way.
+    ``log_params`` and ``log_metrics`` return False for what waits, as uploads do.
 
     A training run is never killed by its tracker, unless ``on_failure="raise"``. When the run cannot be joined or
     started, one logged line says why; then :attr:`run_id` is what was given, ``log_params`` and ``log_metrics`` return
@@ -184,7 +184,7 @@ class StageTracker:
                 tags=self._tags,
                 parent_run_id=parent,
             )
-        except TransientSinkError as error:
+        except (TransientSinkError, SinkAuthError) as error:
             if kept is None or self._facade.failure_policy != "keep":
                 raise
             return self._begun(kept, named, f"{error.message} ")

@@ -16,6 +16,7 @@ from stagesink.errors import (
     ArtifactNotFound,
     DeleteNotSupported,
     ManifestError,
+    NameRefused,
     SinkConflict,
     StagesinkError,
     TransferCancelled,
@@ -204,7 +205,7 @@ class Run:
     def _begin(self) -> None:
         """Take a turn, and look at what is there."""
         if lies_under(self.plan.path, NOTES_FOLDER):
-            raise SinkConflict(
+            raise NameRefused(
                 f"Nothing can be uploaded to {self.plan.path}: there writers leave notes for each other.",
                 hint="Choose another artifact path.",
             )

@@ -83,7 +83,12 @@ def address_of(uri: str, environ: Mapping[str, str]) -> Address:
                 hint=f"Set it, or name the server: {_EXAMPLE}.",
             )
     else:
-        tracking_uri = f"{inner}{colon}{rest}"
+        tracking_uri = f"{inner}{colon}{rest}" if rest else inner  # `mlflow+databricks:` is a bare word there
+        if rest.partition("/")[0].isdigit():  # `host:5000`, whose host reads like a scheme
+            raise ConfigError(
+                f"{without_secrets(uri)} names a server without its scheme.",
+                hint=f"Write mlflow+http://{without_secrets(tracking_uri)}, or https.",
+            )
     address = Address(tracking_uri)
     if address.is_http:
         _check_server(address)

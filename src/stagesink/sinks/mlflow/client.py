@@ -6,7 +6,7 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing, contextmanager
 from inspect import signature
 from typing import Any, BinaryIO, cast
 
@@ -14,6 +14,9 @@ from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.errors import ArtifactNotFound, ConfigError, DeleteNotSupported, InvalidKey, RunNotFound, SinkError
 from stagesink.sinks._backend_errors import translating
 from stagesink.sinks.mlflow.address import Address
+from stagesink.sinks.mlflow.conflicts import look_for_conflict
+from stagesink.sinks.mlflow.names import check_name
+from stagesink.sinks.mlflow.patience import trying_once
 from stagesink.sinks.protocol import OnBytes
 from stagesink.streams import chunks
 
@@ -21,8 +24,9 @@ from stagesink.streams import chunks
 class ClientRoot:
     """The artifacts of one run, by ``MlflowClient``'s ``log_artifact``, ``list_artifacts`` and ``download_artifacts``.
 
-    What it gives: an object is written to a temporary file of its own name and handed to the client, which retries in
-    its own way. It computes no digests. Whether an object appears at once is the store's business.
+    What it gives: an object is written to a temporary file of its own name and handed to the client, which sends it
+    once: trying again is the engine's. It computes no digests. Whether an object appears at once is the store's
+    business.
 
     Parameters
     ----------
@@ -30,19 +34,24 @@ class ClientRoot:
     run_id : str
     secrets : frozenset of str
         What may be in the client's exceptions and must not be shown.
+    proxied : bool
+        It is the server that takes the artifacts, and some names for others.
     """
 
-    def __init__(self, client: Any, run_id: str, secrets: frozenset[str]) -> None:
+    def __init__(self, client: Any, run_id: str, secrets: frozenset[str], *, proxied: bool = False) -> None:
         self._client = client
         self._run_id = run_id
         self._secrets = secrets
+        self._proxied = proxied
 
     @property
     def uri(self) -> str:
         return f"runs:/{self._run_id}"
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
+        self._check_name(key)
         folder, name = posixpath.split(key.path)
+        doing = f"{self.uri}/{key.path} could not be put"
         with tempfile.TemporaryDirectory(prefix="stagesink-") as temporary:
             path = os.path.join(temporary, name)
             size = 0
@@ -52,11 +61,16 @@ class ClientRoot:
                     size += len(chunk)
                     if on_bytes is not None:
                         on_bytes(len(chunk))
-            with self._translating(f"{self.uri}/{key.path} could not be put"):
-                self._client.log_artifact(self._run_id, path, folder or None)
+            try:
+                with self._translating(doing):
+                    self._client.log_artifact(self._run_id, path, folder or None)
+            except SinkError:
+                look_for_conflict(key.path, self._names_in, doing)
+                raise
         return self._describe(key, size)
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        self._check_name(key)
         entry = next((entry for entry in self._children(posixpath.dirname(key.path)) if entry.path == key.path), None)
         return None if entry is None or entry.is_dir else self._describe(key, int(entry.file_size or 0))
 
@@ -104,6 +118,13 @@ class ClientRoot:
         except ArtifactNotFound:
             return ()
 
+    def _names_in(self, folder: str) -> dict[str, bool]:
+        return {posixpath.basename(entry.path): bool(entry.is_dir) for entry in self._children(folder)}
+
+    def _check_name(self, key: ArtifactKey) -> None:
+        if self._proxied:
+            check_name(key)
+
     def _found(self, entry: Any) -> Iterator[StoredArtifact]:
         try:
             key = ArtifactKey(self._run_id, entry.path)
@@ -114,8 +135,10 @@ class ClientRoot:
     def _describe(self, key: ArtifactKey, size: int) -> StoredArtifact:
         return StoredArtifact(key, f"{self.uri}/{key.path}", size)
 
-    def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> AbstractContextManager[None]:
-        return translating(doing, missing=missing, secrets=self._secrets)
+    @contextmanager
+    def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> Iterator[None]:
+        with translating(doing, missing=missing, secrets=self._secrets), trying_once():
+            yield
 
 
 def check_server(address: Address) -> None:

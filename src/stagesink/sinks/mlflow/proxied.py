@@ -7,14 +7,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.errors import (
     ArtifactNotFound,
     DeleteNotSupported,
     InvalidKey,
-    SinkConflict,
     SinkError,
     TransientSinkError,
     VerificationError,
@@ -23,7 +22,9 @@ from stagesink.sinks._http.body import exactly, sized, source_errors_pass
 from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.answers import error_of
+from stagesink.sinks.mlflow.conflicts import look_for_conflict
 from stagesink.sinks.mlflow.multipart import Multipart
+from stagesink.sinks.mlflow.names import check_name
 from stagesink.sinks.protocol import OnBytes
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ProxiedRoot:
         return f"runs:/{self._run_id}"
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
-        _check_name(key)
+        check_name(key)
         with sized(source) as (stream, size), source_errors_pass():
             if self._multipart.takes(size):
                 self._multipart.put(f"{self._folder}/{key.path}", stream, size, on_bytes)
@@ -82,7 +83,7 @@ class ProxiedRoot:
         return self._describe(key, size)
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
-        _check_name(key)
+        check_name(key)
         folder, _, name = key.path.rpartition("/")
         # There is no request for one object: it is looked up among its neighbours, with a folder of its name on S3.
         named = (entry for entry in self._children(folder) if entry["path"] == name and not entry.get("is_dir"))
@@ -90,7 +91,7 @@ class ProxiedRoot:
         return None if entry is None else self._describe(key, _size(entry))
 
     def open(self, key: ArtifactKey) -> BinaryIO:
-        _check_name(key)
+        check_name(key)
         doing = f"{self.uri}/{key.path} could not be read"
         response = self._http.request("GET", self._url(key.path), doing, stream=True)
         if response.status == 200:
@@ -112,7 +113,7 @@ class ProxiedRoot:
         if not prefix:
             yield from self._walk("", self._children(""))
             return
-        _check_name(ArtifactKey(run_id, prefix))
+        check_name(ArtifactKey(run_id, prefix))
         # The folder above says what it is, since some stores list a file as the only thing inside itself.
         above, _, name = prefix.rpartition("/")
         around, inside = self._children_of_each([above, prefix])
@@ -163,21 +164,11 @@ class ProxiedRoot:
         if error is None:
             return
         if response.status in (400, 500):
-            self._look_for_conflict(key, doing)
+            look_for_conflict(key.path, self._names_in, doing)
         raise error
 
-    def _look_for_conflict(self, key: ArtifactKey, doing: str) -> None:
-        """Explain an answer that says nothing: a file where the path has a folder, or a folder where the file goes."""
-        segments = key.path.split("/")
-        for depth, name in enumerate(segments):
-            above = "/".join(segments[:depth])
-            entry = next((entry for entry in self._children(above) if entry["path"] == name), None)
-            if entry is None:
-                return
-            last = depth == len(segments) - 1
-            if bool(entry.get("is_dir")) == last:
-                what = "a folder stands there" if last else f"{'/'.join(segments[: depth + 1])} is a file"
-                raise SinkConflict(f"{doing}: {what}.", hint="Choose another artifact path.")
+    def _names_in(self, folder: str) -> dict[str, bool]:
+        return {entry["path"]: bool(entry.get("is_dir")) for entry in self._children(folder)}
 
     def _check_bystanders(self, name: str, entries: Sequence[dict[str, Any]], doing: str) -> None:
         """See that nothing else would go with it: before MLflow 3.16 stores remove what begins with its name."""
@@ -304,15 +295,6 @@ def split_root(root: str, address: Address) -> tuple[str, str]:
     tracking = urlsplit(address.server)
     server = f"{tracking.scheme}://{parts.netloc or tracking.netloc}{tracking.path.rstrip('/')}"
     return server, re.sub("//+", "/", parts.path.partition(ENDPOINT)[2] or parts.path).strip("/")
-
-
-def _check_name(key: ArtifactKey) -> None:
-    # `validate_path_is_safe` in mlflow/utils/uri.py unquotes again and again, and refuses "#".
-    if "#" in key.path or unquote(key.path, errors="surrogateescape") != key.path:
-        raise SinkError(
-            f"An MLflow server cannot hold an object named {key.path}: it refuses '#' and decodes %-sequences.",
-            hint="Rename the file.",
-        )
 
 
 def _is_entry(entry: object) -> bool:

@@ -158,12 +158,12 @@ class MlflowSink:
             client = client_of(self._address, self._secrets)
             if proxied:
                 check_server(self._address)
-            return ClientRoot(client, run_id, self._secrets)
+            return ClientRoot(client, run_id, self._secrets, proxied=proxied)
         if not proxied:
             seen = self._look_for(run_id, root) if self._address.is_http and direct.is_local(root) else None
             return DirectRoot(root, run_id, self._storage_options, seen)
         if not self._address.is_http:
-            return ClientRoot(client_of(self._address, self._secrets), run_id, self._secrets)
+            return ClientRoot(client_of(self._address, self._secrets), run_id, self._secrets, proxied=True)
         server, folder = split_root(root, self._address)
         return ProxiedRoot(self._http, self._multipart(server), server, folder, run_id)
 
@@ -178,7 +178,7 @@ class MlflowSink:
         return root
 
     def _tracking(self) -> Tracking:
-        if self._address.is_http and not self._own_client and not connection.needs_own_client():
+        if self._address.is_http and not connection.needs_own_client():
             return RestTracking(self._address, self._http)
         return ClientTracking(self._address, self._secrets)
 

@@ -11,6 +11,7 @@ from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.mlflow import connection
 from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.answers import error_of
+from stagesink.sinks.mlflow.patience import trying_once
 
 _RUN_HINT = "Check the run id, and that MLFLOW_TRACKING_URI names the server it was made on."
 
@@ -99,7 +100,7 @@ class ClientTracking:
         client = client_of(self._address, self._secrets)
         doing = f"Run {run_id} could not be looked up in {self._address.shown}"
         try:
-            with translating(doing, missing=RunNotFound, secrets=self._secrets):
+            with translating(doing, missing=RunNotFound, secrets=self._secrets), trying_once():
                 info = client.get_run(run_id).info
         except RunNotFound as error:
             error.hint = _RUN_HINT
