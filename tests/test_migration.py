@@ -330,6 +330,22 @@ def test_the_usual_trap_is_kept_and_said(code: str, expected: str, note: str) ->
     assert note in finding.note
 
 
+@pytest.mark.parametrize(
+    ("code", "note"),
+    [
+        ('MlflowClient("http://other:5000").log_artifact(r, "a.txt")', 'sink="mlflow+<tracking URI>"'),
+        ('c = MlflowClient(tracking_uri=uri)\nc.log_artifacts(r, "out")', 'sink="mlflow+<tracking URI>"'),
+        ('mlflow.set_tracking_uri(uri)\nmlflow.log_artifact("a.txt")', 'sink="mlflow+<tracking URI>"'),
+        ('MlflowClient().log_artifact(r, "a.txt")', None),
+        ('mlflow.log_artifact("model_dir")', 'if it is a folder, add_files("model_dir", "model_dir")'),
+        ('mlflow.log_artifact("a.txt")', None),
+    ],
+)
+def test_what_the_old_call_knew_is_not_lost(code: str, note: str | None) -> None:
+    (finding,) = found(code)
+    assert finding.note == "" if note is None else note in finding.note
+
+
 def test_what_is_written_lands_where_the_old_call_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The words are run: each file is where mlflow would have put it."""
     from stagesink import ArtifactUploader, open_sink

@@ -13,6 +13,8 @@ from stagesink.migration.findings import Finding, Rule
 from stagesink.migration.names import Names
 
 _FLUENT = re.compile(r"\??mlflow\.(?:\w+\.)*(log_artifacts?)")
+_CLIENT_MADE = re.compile(r"\??mlflow\.(?:\w+\.)*MlflowClient")
+_SERVER_SET = re.compile(r"\??mlflow\.(?:\w+\.)*set_tracking_uri")
 _CLIENT = re.compile(r"\??mlflow\.(?:\w+\.)*MlflowClient\(\)\.(log_artifacts?)")
 # With a "(" before it, it would be a method: ArtifactUploader has one of these names.
 _OLD = re.compile(r"(?:\?|[\w.]*\.)(log_artifacts?_safe|upload_checkpoint_archive)")
@@ -98,6 +100,11 @@ class _Module:
         self.tree = tree
         self.text = text
         self.names = Names(tree)
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        self._names_servers = {
+            "client": any(self._is(_CLIENT_MADE, call.func) and (call.args or call.keywords) for call in calls),
+            "fluent": any(self._is(_SERVER_SET, call.func) for call in calls),
+        }
 
     def matches(self) -> Iterator[Match]:
         followed = set()  # functions that are called, or get another name: their calls are what is found
@@ -132,7 +139,7 @@ class _Module:
 
     def _call(self, call: ast.Call) -> Iterator[Match]:
         if (rule := self._rule_of(call.func)) is not None:
-            yield Match(call, rule, self._advice(rule, call))
+            yield Match(call, rule, self._with_server(rule, self._advice(rule, call)))
         elif self._is(_GETENV, call.func) and call.args:
             yield from self._known(call, call.args[0])
 
@@ -152,6 +159,14 @@ class _Module:
             yield Match(node, known[0], Advice(*known[1:]))
 
     # -- what to write -----------------------------------------------------------------------------------------------
+
+    def _with_server(self, rule: Rule, advice: Advice) -> Advice:
+        """Add a note where the module says itself which server its artifacts go to."""
+        kind = "client" if rule.startswith("client-") else "fluent" if rule in ("log-artifact", "log-artifacts") else ""
+        if not self._names_servers.get(kind):
+            return advice
+        note = 'name the server, as this module does: sink="mlflow+<tracking URI>", or MLFLOW_TRACKING_URI'
+        return Advice(advice.write, f"{advice.note}; {note}" if advice.note else note)
 
     def _advice(self, rule: Rule, call: ast.Call) -> Advice:
         given = _arguments(call, _PARAMETERS[rule])
@@ -187,6 +202,9 @@ class _Module:
 
     def _for_file(self, local: str, given: ast.expr, folder: ast.expr | None) -> tuple[str, str]:
         if folder is None:
+            name = self._name(given)
+            if name is not None and not os.path.splitext(name)[1]:
+                return f"upload_file({local})", f"if it is a folder, add_files({local}, {_quoted(name)})"
             return f"upload_file({local})", ""
         if not isinstance(folder, ast.Constant) or not isinstance(folder.value, str):
             return f"add_files({local}, {self._source(folder)})", ""  # it may be None, which is the root
