@@ -31,7 +31,7 @@ def log_artifact_safe(
 ) -> bool:
     """Upload one file as ``mlflow.log_artifact`` would; never raises.
 
-    .. deprecated:: 0.2
+    .. deprecated:: 0.1
         Use :meth:`stagesink.ArtifactUploader.upload_file`, which takes the exact destination.
 
     Parameters
@@ -74,7 +74,7 @@ def log_artifacts_safe(
 ) -> bool:
     """Upload what a folder holds as ``mlflow.log_artifacts`` would; never raises.
 
-    .. deprecated:: 0.2
+    .. deprecated:: 0.1
         Use :meth:`stagesink.ArtifactUploader.upload_checkpoint`, which replaces what an earlier upload left there, or
         :meth:`stagesink.ArtifactUploader.add_files`, which leaves it as this function does.
 
@@ -111,7 +111,7 @@ def upload_checkpoint_archive(
 ) -> bool:
     """Upload an archive and its manifest; never raises, and never deletes the archive.
 
-    .. deprecated:: 0.2
+    .. deprecated:: 0.1
         Use :meth:`stagesink.ArtifactUploader.upload_checkpoint_archive`, or
         :func:`stagesink.upload_hpo_artifacts`, which packs while it sends.
 
@@ -156,7 +156,7 @@ def _uploader(
 ) -> ArtifactUploader:
     attempts = 1 if max_retries == 0 else max_retries  # no second attempt is what 0 asked for
     return ArtifactUploader(
-        run_id or None, config_dir=config_dir, sink=sink, on_failure="warn", attempts=attempts, initial=base_delay
+        run_id or None, config_dir=config_dir, sink=sink, on_failure="keep", attempts=attempts, initial=base_delay
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -264,10 +265,15 @@ def test_each_switch_keeps_back_its_own_alone(
     check_landed(server, run_id, stage, out, off=(switch,))
 
 
+@pytest.mark.parametrize("active", [False, True])
 @each_stage
-def test_a_stage_that_is_switched_off_uploads_nothing(server: MlflowServer, out: Path, stage: Stage) -> None:
+def test_a_stage_that_is_switched_off_uploads_nothing(
+    server: MlflowServer, out: Path, stage: Stage, mlflow: Any, active: bool
+) -> None:
     others = {other.name: {"enabled": False} for other in STAGES if other is not stage}
-    run_id, answer = run_stage(stage, out, config_dir=_configured(out, {stage.name: {"enabled": False}}))
+    config_dir = _configured(out, {stage.name: {"enabled": False}})
+    with mlflow.start_run() if active else nullcontext():
+        run_id, answer = run_stage(stage, out, config_dir=config_dir)
     assert answer == stage.answers([False] * len(stage.lands))
     assert server.listed(run_id) == {}
     run_id, answer = run_stage(stage, out, config_dir=_configured(out, others))
