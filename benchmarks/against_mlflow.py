@@ -20,16 +20,18 @@ def measure(
     progress: Callable[[str], None],
 ) -> list[str]:
     """Return the tables; ``make_files`` and ``table`` are those of the other benchmarks."""
-    few, many, big, one = (room / name for name in ("few", "many", "big", "one"))
+    few, many, big, huge, one = (room / name for name in ("few", "many", "big", "huge", "one"))
     make_files(few, 200, 16 << 10)
     make_files(many, 2000, 16 << 10)
     make_files(big, 8, 577_000_000 // 8)
+    make_files(huge, 1, 2_000_000_000)
     make_files(one, 1, 16 << 10)
     with _server(room) as port, far_from(port, room) as far:
         workloads = (
             ("200 files of 16 KiB, round trip 50 ms", few, far, ["log_artifacts", "log_artifact x32"]),
             ("2,000 files of 16 KiB, no round trip", many, port, ["log_artifacts", "log_artifact x8"]),
             ("577 MB in 8 files, no round trip", big, port, ["log_artifacts", "log_artifact x8"]),
+            ("one file of 2 GB, no round trip", huge, port, ["log_artifacts"]),
             ("one file of 16 KiB, the whole process with its imports", one, port, ["log_artifacts"]),
         )
         lines = []
