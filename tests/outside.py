@@ -22,6 +22,13 @@ if os.getuid() == 0:  # root may read and write everything
 """Lines of a program that make it an ordinary user. Import everything before: it may not read our folders then."""
 
 
+THREADS_AT_THE_END = sys.version_info[:3] not in ((3, 12, 0), (3, 12, 1))
+threads_at_the_end = pytest.mark.skipif(
+    not THREADS_AT_THE_END, reason="this Python starts no thread once a process ends (python/cpython#113964)"
+)
+"""For tests of what a process uploads as it ends; there it waits for `stagesink sync` instead, which has its own."""
+
+
 def files_in(root: Path) -> dict[str, bytes]:
     """Read every file under ``root``, hidden and temporary ones included."""
     found = {}

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from outside import said
+from outside import said, threads_at_the_end
 from trainers import bytes_of, ended, heard, kept, landed, synced, told_until_it_ends, trainer
 
 import stagesink
@@ -33,6 +33,7 @@ FOREGROUND = """
 """
 
 
+@threads_at_the_end
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, -15), (signal.SIGINT, -2)])
 def test_the_small_lands_and_the_large_waits_for_sync(tmp_path: Path, signum: signal.Signals, status: int) -> None:
     with trainer(tmp_path, BACKGROUND.format(deadline=2)) as process:
@@ -82,6 +83,7 @@ def test_nothing_under_way_ends_at_once(tmp_path: Path) -> None:
         assert ended(process) == (-15, "")
 
 
+@threads_at_the_end
 def test_a_trainers_own_handler_goes_on_to_its_last_checkpoint(tmp_path: Path) -> None:
     program = """
         stop = threading.Event()
@@ -257,6 +259,7 @@ def test_the_environment_installs_it_with_the_first_upload(tmp_path: Path) -> No
         assert ended(process) == (0, "")
 
 
+@threads_at_the_end
 def test_in_another_thread_it_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     program = """
         def install():

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from outside import threads_at_the_end
 from servers import S3Server
 
 from stagesink.testing.azurite import Azurite
@@ -85,6 +86,7 @@ def test_every_process_that_uploads_to_azure_ends_cleanly(azurite: Azurite, fold
     assert ended == {(0, ""): processes}
 
 
+@threads_at_the_end
 @pytest.mark.parametrize("kind", ["obstore", "fsspec"])
 def test_a_process_ends_cleanly_once_what_it_uploads_in_the_background_has_landed(
     moto: S3Server, bucket: str, folder: Path, kind: str, tmp_path: Path

@@ -12,6 +12,8 @@ from servers import free_port, installed
 
 pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from Python 3.11 on")
 
+from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.errors import SinkError
 from stagesink.sinks import ArtifactSink, open_sink
 from stagesink.sinks.fsspec import FsspecSink
 
@@ -58,6 +60,7 @@ def sent_elsewhere(there: Elsewhere, name: str, carrier: str, status: int) -> No
         use(sink, "run")
         sink.close()
         sent = "\n".join([*map(str, proxy.requests), *map(str, proxy.headers)])
+        assert len(proxy.requests) < 50  # five calls, and what each client tries
         assert "authorization" in sent or SIGNATURE in sent  # it was told who we are
 
 
@@ -80,3 +83,13 @@ def test_no_shared_access_signature_goes_elsewhere(there: Elsewhere, status: int
 def test_no_session_token_goes_elsewhere(there: Elsewhere, carrier: str, status: int) -> None:
     sent_elsewhere(there, "s3", carrier, status)
     assert_told_nothing(there, [TOKEN])
+
+
+def test_s3_that_sends_us_elsewhere_is_an_error_that_says_so(there: Elsewhere) -> None:
+    installed("s3fs")
+    with FaultProxy(free_port()) as proxy:
+        proxy.plan(there.answer(307), times=1000)
+        with pytest.raises(SinkError, match="sends us elsewhere") as caught:
+            FsspecSink("s3://stagesink/a", s3(proxy.port)).put(ArtifactKey("run", "a"), MemorySource(b"x"))
+        assert type(caught.value) is SinkError  # not one that is tried again
+        assert [method for method, _ in proxy.requests] == ["PUT"]

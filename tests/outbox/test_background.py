@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from outbox_store import Store
+from outside import THREADS_AT_THE_END, threads_at_the_end
 from trainers import bytes_of, ended, heard, kept, landed, synced, trainer
 
 import stagesink
@@ -232,6 +233,7 @@ ENDINGS = {
 }
 
 
+@threads_at_the_end
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_process_that_ends_waits_for_its_uploads_and_keeps_its_status(tmp_path: Path, ending: str) -> None:
     program = f"""
@@ -246,6 +248,23 @@ for number in range(5):
     assert "stagesink" not in told.replace("ValueError: of the trainer", "")
     assert landed(tmp_path) == {f"f{number}": bytes_of(f"f{number}", 300_000) for number in range(5)}
     assert kept(tmp_path) == {}
+
+
+@pytest.mark.skipif(THREADS_AT_THE_END, reason="of Python 3.12.0 and 3.12.1")
+def test_where_no_thread_starts_at_the_end_the_rest_waits(tmp_path: Path) -> None:
+    program = """
+        up = uploader(background=True, sink=f"file:{base / 'store'}")
+        for number in range(5):
+            assert up.upload_file(made(f"f{number}", 300_000), f"f{number}")
+    """
+    with trainer(tmp_path, program) as process:
+        status, told = ended(process)
+    assert status == 0
+    assert "call flush() before" in told
+    assert "Traceback" not in told
+    expected = {f"f{number}": bytes_of(f"f{number}", 300_000) for number in range(5)}
+    assert {**landed(tmp_path), **kept(tmp_path)} == expected
+    assert synced(tmp_path) == expected
 
 
 @pytest.mark.parametrize("ending", ["os._exit(6)", "os.kill(os.getpid(), signal.SIGKILL)"])
@@ -278,6 +297,7 @@ def test_a_process_that_ends_does_not_wait_for_a_store_that_is_gone(tmp_path: Pa
     assert synced(tmp_path) == {"a": bytes_of("a")}
 
 
+@threads_at_the_end
 def test_ctrl_c_at_the_end_leaves_the_rest_in_the_outbox(tmp_path: Path) -> None:
     program = """
         assert uploader(background=True).upload_file(made("a"), "a")

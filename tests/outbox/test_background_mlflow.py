@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mlflow_servers import MlflowServer
+from outside import threads_at_the_end
 
 _TRAINS = """
 import sys
@@ -22,6 +23,7 @@ sys.exit(3)
 """
 
 
+@threads_at_the_end
 def test_a_process_ends_once_what_it_uploads_in_the_background_has_landed(
     mlflow: ModuleType, mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +39,9 @@ _SILENT_SECONDS = 2.0  # from then on it says what it waits for
 _LANES_IN_A_HURRY = 3  # so that what is small need not wait for the large one that is on its way
 _BUDGET_IN_A_HURRY = 5.0  # seconds: a store that is gone must not take the time of one that is there
 _OPEN_SINKS = 4
+
+# There a process that ends can start no thread any more, and nothing uploads without: python/cpython#113964.
+_NO_THREADS_AT_THE_END = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))
 
 Receipts = tuple[Receipt, ...]
 OpenSink = Callable[[], ArtifactSink]
@@ -90,6 +95,7 @@ class BackgroundUploader:
         self._changed = threading.Condition()
         self._lanes = 0
         self._sinks = _Sinks()
+        self._over = False
 
     def submit(
         self, entry: Entry, open_sink: OpenSink, options: TransferOptions, *, closes: bool = True
@@ -176,7 +182,10 @@ class BackgroundUploader:
         start = time.monotonic()
         said = False
         with self._changed:
-            while self._lanes and not all(job.attempts for job in self._all()):
+            if _NO_THREADS_AT_THE_END and self._all():
+                self._over = True  # what is under way may still come to its end
+                _log.warning("Python %s starts no thread when it ends: call flush() before.", platform.python_version())
+            while self._lanes and not all(job.attempts for job in (self._busy if self._over else self._all())):
                 now = time.monotonic()
                 if now >= min(start + timeout, _until()):
                     break
@@ -236,7 +245,7 @@ class BackgroundUploader:
 
     def _take(self, stays: bool) -> _Job | None:
         with self._changed:
-            while (job := self._next()) is None:
+            while (job := self._next()) is None or self._over:
                 if not stays:
                     self._lanes -= 1
                     return None

@@ -103,10 +103,12 @@ class Index:
     def __del__(self) -> None:
         self.close()
 
+    _process = staticmethod(os.getpid)  # `os` itself may be gone when the interpreter ends
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            if self._connection is not None and self._opened is not None and self._opened[0] == os.getpid():
+            if self._connection is not None and self._opened is not None and self._opened[0] == self._process():
                 self._connection.close()
             self._connection = None
 

@@ -127,6 +127,9 @@ def translating(
         # Broad on purpose: fsspec and mlflow have dozens of implementations with exceptions of their own. All become
         # ours, none is swallowed.
         cause = None if shows_secret(error, secrets) else error
+        ours = next((each for each in causes_of(error) if isinstance(each, SinkError)), None)
+        if ours is not None:  # raised in what we hand to a client, which wraps it
+            raise type(ours)(f"{doing}: {ours.message}", hint=ours.hint) from cause
         raise sink_error(error, doing, missing=missing) from cause
 
 

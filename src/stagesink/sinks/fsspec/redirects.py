@@ -5,23 +5,35 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from stagesink.errors import SinkError
+
+_REGION = "x-amz-bucket-region"  # S3's own redirects tell it, and botocore goes by that
+
 
 class _StaysHere:
-    """An aiohttp session that returns a redirect as the answer that it is, as botocore's own session does."""
+    """An aiohttp session that follows nobody, as botocore's own does not.
+
+    A redirect of somebody else's would have botocore ask for the bucket's region, be redirected again, ask again, and
+    so on a hundred times: it ends here.
+    """
 
     def __init__(self, session: Any) -> None:
         self._session = session
 
-    def request(self, method: str, **request: Any) -> Any:
-        return self._session.request(method, **request, allow_redirects=False)
+    async def request(self, method: str, **request: Any) -> Any:
+        response = await self._session.request(method, **request, allow_redirects=False)
+        if "location" in response.headers and _REGION not in response.headers and 300 <= response.status < 400:
+            response.close()
+            raise SinkError(
+                f"The store answered {response.status}, which sends us elsewhere.",
+                hint="Use the address that it redirects to; credentials are not carried to another one.",
+            )
+        return response
 
 
 @cache
 def session_without_redirects() -> type:
-    """Return the class for botocore's option ``http_session_cls``, once: fsspec tells its instances apart by options.
-
-    botocore knows by itself where to go when S3 names another region for a bucket.
-    """
+    """Return the class for botocore's ``http_session_cls``, the same each time: fsspec keeps instances by options."""
     from aiobotocore.httpsession import AIOHTTPSession
 
     class Session(AIOHTTPSession):  # type: ignore[misc]
