@@ -287,7 +287,7 @@ def test_a_deleted_run(
     mlflow_server: MlflowServer, uri: str, run_id: str, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mlflow_server.delete_run(run_id)
-    assert "is deleted. Restore it: mlflow runs restore" in str(failure(MlflowSink(uri), run_id, file))
+    assert "is deleted. Restore it: `mlflow runs restore" in str(failure(MlflowSink(uri), run_id, file))
     refused(uri, run_id, file, caplog)
 
 

@@ -149,8 +149,8 @@ class Index:
     # -- what has landed of an entry ---------------------------------------------------------------------------------
 
     def note_landed(self, entry_id: str, objects: Iterable[ManifestEntry]) -> None:
-        """Note objects that landed."""
-        with self._transaction() as connection:
+        """Note objects that landed. What a power cut takes of it is sent again, so it does not wait for the disk."""
+        with self._transaction(quick=True) as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO landed (entry, path, size, sha256) VALUES (?, ?, ?, ?)",
                 [(entry_id, each.path, each.size, each.sha256) for each in objects],

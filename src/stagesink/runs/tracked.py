@@ -269,7 +269,8 @@ class TrackingServer:
         with self.asked(f"Run {run_id} could not be looked up on {self.shown}", missing=RunNotFound):
             run = self.client.get_run(run_id)
         if run.info.lifecycle_stage == "deleted":
-            raise RunNotFound(f"Run {run_id} is deleted.", hint=f"Restore it: mlflow runs restore --run-id {run_id}")
+            hint = f"Restore it: `mlflow runs restore --run-id {run_id}`."
+            raise RunNotFound(f"Run {run_id} is deleted.", hint=hint)
         return run
 
     def experiment_id(self, name: str | None) -> str:

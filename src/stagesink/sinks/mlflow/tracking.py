@@ -13,7 +13,7 @@ from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.answers import error_of
 from stagesink.sinks.mlflow.patience import trying_once
 
-_RUN_HINT = "Check the run id, and that MLFLOW_TRACKING_URI names the server it was made on."
+_RUN_HINT = "Check the run id, and that this is the server it was made on."
 
 
 class Tracking(Protocol):
@@ -139,5 +139,5 @@ def client_of(address: Address, secrets: frozenset[str]) -> Any:
 
 def _living(run_id: str, lifecycle_stage: str, root: str) -> str:
     if lifecycle_stage == "deleted":
-        raise RunNotFound(f"Run {run_id} is deleted.", hint=f"Restore it: mlflow runs restore --run-id {run_id}")
+        raise RunNotFound(f"Run {run_id} is deleted.", hint=f"Restore it: `mlflow runs restore --run-id {run_id}`.")
     return root
