@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 import pytest
 from outbox_store import Store
 
 from stagesink.config import load_config
-from stagesink.errors import OutboxError, TransferError
+from stagesink.errors import OutboxError, TransferError, TransientSinkError
 from stagesink.keeping import open_outbox, open_sink_again
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Sync
@@ -80,6 +81,17 @@ def test_what_cannot_land_is_false_kept_and_said_in_one_line(
     assert isinstance(error, TransferError)
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.getMessage().startswith("checkpoint was not uploaded: ")
+    kept = f"It is kept in {outbox.path} (2.1 MB)"
+    # A file stands where the store's folder was: that does not pass by itself.
+    assert record.getMessage().endswith(f"{kept}: once that is put right, `stagesink sync` uploads it.")
+
+
+def test_what_passes_by_itself_needs_nobody_to_put_it_right(
+    checkpoint: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = FaultySink(MemorySink(uuid.uuid4().hex), fails("put", TransientSinkError("busy"), first=99))
+    assert ArtifactUploader("run", "training", sink=busy, attempts=1).upload_checkpoint(checkpoint) is False
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.getMessage().endswith(f"It is kept in {outbox.path} (2.1 MB): `stagesink sync` uploads it.")
 
 

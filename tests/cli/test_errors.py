@@ -25,6 +25,7 @@ def _transfer_error(*failures: errors.StagesinkError) -> errors.TransferError:
 CODES = {
     "ConfigError": 2,
     "InvalidKey": 2,
+    "NameRefused": 2,
     "UnknownScheme": 2,
     "MissingExtra": 2,
     "SourceKindError": 2,

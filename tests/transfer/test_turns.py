@@ -22,6 +22,7 @@ from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, MemorySource, Source,
 from stagesink.errors import (
     DeleteNotSupported,
     MissingExtra,
+    NameRefused,
     SinkAuthError,
     SinkConflict,
     TransferCancelled,
@@ -460,7 +461,7 @@ def test_a_note_that_stayed_keeps_its_own_process_from_nothing(memory: MemorySin
 def test_nothing_can_be_uploaded_where_the_notes_are(memory: MemorySink, path: str) -> None:
     with pytest.raises(TransferError) as caught:
         Transfer(memory, QUICK).run(plan({"a": b"1"}, path))
-    assert isinstance(caught.value.failures[path], SinkConflict)
+    assert isinstance(caught.value.failures[path], NameRefused)
     assert list(memory.list(RUN)) == []
 
 

@@ -127,10 +127,21 @@ def translating(
         # Broad on purpose: fsspec and mlflow have dozens of implementations with exceptions of their own. All become
         # ours, none is swallowed.
         cause = None if shows_secret(error, secrets) else error
-        ours = next((each for each in causes_of(error) if isinstance(each, SinkError)), None)
-        if ours is not None:  # raised in what we hand to a client, which wraps it
+        ours = next(filter(None, map(_handed_over, causes_of(error))), None)
+        if ours is not None:
             raise type(ours)(f"{doing}: {ours.message}", hint=ours.hint) from cause
         raise sink_error(error, doing, missing=missing) from cause
+
+
+def _handed_over(error: BaseException) -> SinkError | None:
+    """Return what was raised in the session that we hand to botocore, which keeps it in an error of its own.
+
+    Not by the chain of causes alone: there may be errors of earlier attempts in it.
+    """
+    wrapped = (
+        getattr(error, "kwargs", {}).get("error") if _is_a(error, "botocore.exceptions", "HTTPClientError") else None
+    )
+    return wrapped if isinstance(wrapped, SinkError) else None
 
 
 def _is_a(error: BaseException, module: str, name: str) -> bool:
