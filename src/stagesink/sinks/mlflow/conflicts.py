@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from stagesink.errors import SinkConflict
+from stagesink.errors import SinkConflict, SinkError
 
 Children = Callable[[str], Mapping[str, bool]]
 """Returns the names in a folder, and of each whether it is one."""
@@ -23,7 +23,10 @@ def look_for_conflict(path: str, children: Children, doing: str) -> None:
     """
     segments = path.split("/")
     for depth, name in enumerate(segments):
-        here = children("/".join(segments[:depth]))
+        try:
+            here = children("/".join(segments[:depth]))
+        except SinkError:
+            return  # what made us look is the error to tell
         if name not in here:
             return
         last = depth == len(segments) - 1
