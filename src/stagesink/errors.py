@@ -306,13 +306,13 @@ def release_frames(error: BaseException) -> None:
     error : BaseException
         With its causes, and with each failure that it stands for.
     """
-    seen: dict[int, BaseException] = {}
+    seen: set[int] = set()
     found: list[BaseException | None] = [error]
     while found:
         each = found.pop()
         if each is None or id(each) in seen:
             continue
-        seen[id(each)] = each
+        seen.add(id(each))
         traceback.clear_frames(each.__traceback__)
         found += [each.__cause__, each.__context__]
         if isinstance(each, ManyFailures):

@@ -94,6 +94,8 @@ _TABLES = {
 class Index:
     """The sqlite file of an outbox. Safe to share between threads and after fork."""
 
+    _process = staticmethod(os.getpid)  # `os` itself may be gone when the interpreter ends
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
@@ -102,8 +104,6 @@ class Index:
 
     def __del__(self) -> None:
         self.close()
-
-    _process = staticmethod(os.getpid)  # `os` itself may be gone when the interpreter ends
 
     def close(self) -> None:
         """Close the file."""

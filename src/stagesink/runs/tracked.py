@@ -266,11 +266,11 @@ class TrackingServer:
             raise
 
     def living_run(self, run_id: str) -> Any:
+        from stagesink.sinks.mlflow.tracking import check_living
+
         with self.asked(f"Run {run_id} could not be looked up on {self.shown}", missing=RunNotFound):
             run = self.client.get_run(run_id)
-        if run.info.lifecycle_stage == "deleted":
-            hint = f"Restore it: `mlflow runs restore --run-id {run_id}`."
-            raise RunNotFound(f"Run {run_id} is deleted.", hint=hint)
+        check_living(run_id, run.info.lifecycle_stage)
         return run
 
     def experiment_id(self, name: str | None) -> str:

@@ -233,7 +233,7 @@ def _retry_after(causes: list[BaseException]) -> float | None:
 
 
 def _reason(causes: list[BaseException]) -> str:
-    status = next((_status(cause) for cause in causes if _is_an_answer(cause) and _status(cause)), None)
+    status = next(filter(None, map(_status, filter(_is_an_answer, causes))), None)
     code = next(filter(None, map(_code, causes)), None)
     if status is not None:
         return f"the store answered {status}" + (f" ({code})" if code and code != str(status) else "")

@@ -91,7 +91,8 @@ def _check_form(uri: str) -> None:
         raise ConfigError(
             f"The sink {uri!r} is a name, and no address.", hint=f"Write '{uri}:' for the sink, './{uri}' for a folder."
         )
-    if scheme_of(uri) in _TRACKING and not is_registered(scheme_of(uri)):
+    scheme = scheme_of(uri)
+    if scheme in _TRACKING and not is_registered(scheme):
         raise UnknownScheme(
             f"{without_secrets(uri)} is no sink.",
             hint=f"For an MLflow tracking server write mlflow+{without_secrets(uri)}.",

@@ -14,6 +14,9 @@ from stagesink.errors import (
     TransientSinkError,
 )
 
+SENT_ELSEWHERE = "Use the address that it redirects to; credentials are not carried to another one."
+"""What to do about a redirect."""
+
 _MEANING: dict[int, type[SinkError]] = {
     401: SinkAuthError,
     403: SinkAuthError,

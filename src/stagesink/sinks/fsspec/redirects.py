@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from stagesink.errors import SinkError
+from stagesink.sinks._http.status import SENT_ELSEWHERE
 
 _REGION = "x-amz-bucket-region"  # S3's own redirects tell it, and botocore goes by that
 
@@ -24,10 +25,7 @@ class _StaysHere:
         response = await self._session.request(method, **request, allow_redirects=False)
         if "location" in response.headers and _REGION not in response.headers and 300 <= response.status < 400:
             response.close()
-            raise SinkError(
-                f"The store answered {response.status}, which sends us elsewhere.",
-                hint="Use the address that it redirects to; credentials are not carried to another one.",
-            )
+            raise SinkError(f"The store answered {response.status}, which sends us elsewhere.", hint=SENT_ELSEWHERE)
         return response
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stagesink.errors import ArtifactNotFound, SinkAuthError, SinkError, TransientSinkError
 from stagesink.sinks._http.client import json_of
-from stagesink.sinks._http.status import kind_of_status, retry_after_seconds
+from stagesink.sinks._http.status import SENT_ELSEWHERE, kind_of_status, retry_after_seconds
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -37,7 +37,7 @@ def error_of(
     if status < 400:
         return SinkError(
             f"{doing}: {name} answered {status}, which sends us elsewhere.",
-            hint="Use the address that it redirects to; credentials are not carried to another one.",
+            hint=SENT_ELSEWHERE,
         )
     kind = kind_of_status(status) or SinkError
     code = error_code(response)

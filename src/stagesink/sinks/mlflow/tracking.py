@@ -70,7 +70,8 @@ class RestTracking:
             )
         if error is not None:
             raise error
-        return _living(run_id, str(info.get("lifecycle_stage")), str(root))
+        check_living(run_id, str(info.get("lifecycle_stage")))
+        return str(root)
 
 
 def reach(address: Address) -> None:
@@ -105,7 +106,8 @@ class ClientTracking:
         except RunNotFound as error:
             error.hint = _RUN_HINT
             raise
-        return _living(run_id, info.lifecycle_stage, info.artifact_uri)
+        check_living(run_id, info.lifecycle_stage)
+        return str(info.artifact_uri)
 
 
 def client_of(address: Address, secrets: frozenset[str]) -> Any:
@@ -137,7 +139,7 @@ def client_of(address: Address, secrets: frozenset[str]) -> Any:
         raise
 
 
-def _living(run_id: str, lifecycle_stage: str, root: str) -> str:
+def check_living(run_id: str, lifecycle_stage: str) -> None:
+    """Raise :class:`~stagesink.errors.RunNotFound` for a run that is deleted."""
     if lifecycle_stage == "deleted":
         raise RunNotFound(f"Run {run_id} is deleted.", hint=f"Restore it: `mlflow runs restore --run-id {run_id}`.")
-    return root
