@@ -242,6 +242,42 @@ def test_forked_children_neither_hang_nor_harm_their_parent(moto: S3Server, sink
     assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr
 
 
+_DROPS = """
+import gc, os, sys, weakref
+from stagesink.artifacts import ArtifactKey, MemorySource
+from stagesink.sinks import open_sink
+from stagesink.sinks.obstore.reader import ObjectReader
+from stagesink.sinks.obstore.sink import _Client
+
+def garbage():
+    sink = open_sink(sys.argv[1], storage_options=eval(sys.argv[2]))
+    sink.put(ArtifactKey("run", "object"), MemorySource(bytes(1 << 22)))
+    reader = sink.open(ArtifactKey("run", "object"))
+    reader.read(1)
+    sink.cycle = sink, reader
+
+gc.disable()
+garbage()
+owned = [weakref.ref(found) for found in gc.get_objects() if isinstance(found, (_Client, ObjectReader))]
+assert len(owned) == 2
+pid = os.fork()
+if pid == 0:
+    gc.collect()
+    os._exit(sum(dropped() is None for dropped in owned))
+assert os.waitpid(pid, 0)[1] == 0
+gc.collect()
+assert all(dropped() is None for dropped in owned)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_drops_nothing_of_its_parents_obstore(azurite: Azurite) -> None:
+    options = {"connection_string": azurite.connection_string}
+    command = [sys.executable, "-W", "ignore", "-c", _DROPS, "az://stagesink/forks", repr(options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from stagesink.sinks._forks import never_dropped_in_children
+
 
 class Clients:
     """The fsspec instances of one sink.
@@ -21,6 +23,7 @@ class Clients:
         self._connect = connect
         self._shared = shared
         self._free: dict[int, deque[Any]] = {}
+        never_dropped_in_children(self)
 
     def take(self) -> Any:
         free = self._free.setdefault(os.getpid(), deque())

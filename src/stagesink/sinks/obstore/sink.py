@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
 from stagesink.errors import ArtifactNotFound, InvalidKey, RunNotFound, SinkError
 from stagesink.redaction import without_secrets
+from stagesink.sinks._forks import never_dropped_in_children
 from stagesink.sinks.fsspec import FsspecSink, open_fsspec
 from stagesink.sinks.obstore import azure, google, s3, stores
 from stagesink.sinks.obstore.digests import Encryption, digests_of_head, md5_of
@@ -116,7 +117,7 @@ class ObstoreSink:
             result = obstore.get(self._client().store, path)
         self._must_be_the_stores(result.meta["e_tag"], reading)
         reader = ObjectReader(result, reading, lambda error: self._error(error, reading, path))
-        return cast("BinaryIO", io.BufferedReader(reader, _READ_BYTES))
+        return cast("BinaryIO", io.BufferedReader(never_dropped_in_children(reader), _READ_BYTES))
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
         """Yield the objects of a run, or those under one object's or folder's name."""
@@ -204,7 +205,8 @@ class ObstoreSink:
 
         base = f"{self._settings.root}/{run_id}".lstrip("/")
         listing = f"{self._address(run_id)} could not be listed"
-        found = self._pages(obstore.list(self._client().store, f"{base}/{prefix}", chunk_size=_PAGE), listing)
+        pages = obstore.list(self._client().store, f"{base}/{prefix}", chunk_size=_PAGE)
+        found = never_dropped_in_children(self._pages(pages, listing))
         seen: set[str] = set()
         held: StoredArtifact | None = None
         try:
@@ -285,7 +287,10 @@ class ObstoreSink:
 
     def _client(self) -> _Client:
         client = self._clients.get(os.getpid())
-        return client or self._clients.setdefault(os.getpid(), _Client(self._settings, self.uri))
+        if client is None:
+            made = never_dropped_in_children(_Client(self._settings, self.uri))
+            client = self._clients.setdefault(os.getpid(), made)
+        return client
 
     def _after_fork(self) -> FsspecSink | None:
         """Return who carries a child of a process that had loaded obstore; None where obstore may be used."""

@@ -1,7 +1,8 @@
 """obstore's own objects: made when they are needed, and never used in a forked child.
 
 obstore's threads do not survive a fork, but what they wait on does: a child that uses obstore after its parent had
-hangs for ever, and crashes the parent (they share one epoll instance; seen with 0.12). There fsspec carries.
+hangs for ever, and crashes the parent (they share one epoll instance; seen with 0.12). There fsspec carries, and what
+the parent had made is never dropped (:mod:`stagesink.sinks._forks`).
 """
 
 from __future__ import annotations
