@@ -42,6 +42,12 @@ def without_secrets(uri: str) -> str:
     return f"{scheme}://{shown}" + ("" if bare == rest else "?***")
 
 
+def address_of(uri: str) -> str:
+    """Return the URI fit for a log, and to write names behind: no slash at its end."""
+    scheme, separator, rest = without_secrets(uri).partition("://")
+    return f"{scheme}{separator}{rest.rstrip('/')}"
+
+
 def bare_uri(uri: str) -> str:
     """Return the URI fit for the disk: the same store, whoever asks it; login and query come from elsewhere."""
     return without_secrets(uri).replace("://***@", "://", 1).removesuffix("?***")

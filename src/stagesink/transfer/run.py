@@ -298,7 +298,7 @@ class Run:
     @property
     def _is_settled(self) -> bool:
         """Whether no note of a killed addition vouches for what this upload changes."""
-        return self.settled or self._lasting(_BESIDE) not in self.untouched
+        return self.settled or not self.untouched or self._lasting(_BESIDE) not in self.untouched
 
     def _lasting(self, what: str) -> Note:
         return Note("part", place_of([self.plan.path]), ALONE, (what,))

@@ -23,7 +23,7 @@ from stagesink.errors import (
     SinkError,
     VerificationError,
 )
-from stagesink.redaction import secrets_of, without_secrets
+from stagesink.redaction import address_of, secrets_of, without_secrets
 from stagesink.sinks._backend_errors import translating
 from stagesink.sinks.fsspec.clients import Clients
 from stagesink.sinks.fsspec.info import digests_of, info_of_head
@@ -92,6 +92,7 @@ class FsspecSink:
             raise ConfigError(f"{without_secrets(uri)} names no bucket.", hint=f"Use {self._scheme}://BUCKET/FOLDER.")
         # A relative folder must mean the same after pickling, where the working directory may be another.
         self._url = f"{self._scheme}://{self._root}" if is_local(kind) else uri
+        self._shown = address_of(self._url)
         self._options = dict(storage_options or {})
         self._secrets = secrets_of(self._url, self._options)
         self._clients = Clients(self._connect, shared=bool(getattr(kind, "async_impl", False)))
@@ -99,8 +100,7 @@ class FsspecSink:
     @property
     def uri(self) -> str:
         """Printable address of the sink, without a slash at its end."""
-        scheme, separator, rest = without_secrets(self._url).partition("://")
-        return f"{scheme}{separator}{rest.rstrip('/')}"
+        return self._shown
 
     def __repr__(self) -> str:
         return f"FsspecSink({self.uri!r})"

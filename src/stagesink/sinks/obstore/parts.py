@@ -71,8 +71,6 @@ class Pieces:
         if len(first) == PART_BYTES and self._size is None:
             self._ahead = first
             return None
-        if self._size is not None:
-            self._read(1)  # nothing, or it raises
         return first
 
     def _read(self, length: int) -> memoryview | None:
@@ -86,7 +84,8 @@ class Pieces:
                 self.count += more
                 if self._on_bytes is not None:
                     self._on_bytes(more)
-            if self._size is not None and (got < length or (not length and self._fill(memoryview(bytearray(1))))):
+            at_end = self.count == self._size
+            if self._size is not None and (got < length or (at_end and self._fill(memoryview(bytearray(1))))):
                 raise SourceChanged(f"The source does not hold the {self._size} bytes it had when it was opened.")
         except BaseException as error:
             self.error = error

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
 from stagesink.errors import ArtifactNotFound, InvalidKey, RunNotFound, SinkError
-from stagesink.redaction import without_secrets
+from stagesink.redaction import address_of
 from stagesink.sinks._forks import never_dropped_in_children
 from stagesink.sinks.fsspec import FsspecSink, open_fsspec
 from stagesink.sinks.obstore import azure, google, s3, stores
@@ -63,6 +63,7 @@ class ObstoreSink:
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any], settings: Settings) -> None:
         self._url = uri
+        self._shown = address_of(uri)
         self._options = dict(storage_options)
         self._settings = settings
         # By process id: nothing here is used on both sides of a fork.
@@ -72,8 +73,7 @@ class ObstoreSink:
     @property
     def uri(self) -> str:
         """Printable address of the sink, without a slash at its end."""
-        scheme, separator, rest = without_secrets(self._url).partition("://")
-        return f"{scheme}{separator}{rest.rstrip('/')}"
+        return self._shown
 
     def __repr__(self) -> str:
         return f"ObstoreSink({self.uri!r})"
