@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -30,6 +31,10 @@ _SETTINGS = ("STAGESINK_", "MLFLOW_", "AZUREML_")
 for _name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
     del os.environ[_name]
 os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
+
+# A shell starts what goes to its background with SIGINT ignored, and every process of a test would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
