@@ -86,7 +86,8 @@ def _overhead(runs: int, room: Path, source: Path, times: int) -> dict[str, list
         "outbox off": [],
     }
     for run in range(runs + 1):
-        for number, name in enumerate(seconds):
+        # In turn: whoever comes first finds the disk as nobody left it.
+        for number, name in list(enumerate(seconds))[:: -1 if run % 2 else 1]:
             outbox = room / f"overhead-{source.name}-{run}-{number}"
             with _environment(
                 STAGESINK_OUTBOX_PATH=str(outbox), STAGESINK_OUTBOX_ENABLED=str("off" not in name).lower()

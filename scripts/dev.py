@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".venv"
 CONSTRAINTS = "constraints.txt"
 SUITES = ("core", "stores", "mlflow2", "mlflow3", "azureml")
-# What kills and faults do to a store is the same on every Python: the oldest or the newest shows it.
-ABOUT_STORES = ("--ignore=tests/torture", "--ignore-glob=*/faults/test_matrix*")
+# What kills and faults do to a store, and where a pipeline's files land, is the same on every Python.
+ON_ONE_PYTHON = [f"--ignore=tests/{name}" for name in ("torture", "faults", "e2e")]
 PINNED = {
     CONSTRAINTS: ["--all-extras", "--group", "dev"],
     "constraints-mlflow2.txt": ["--extra", "all", "--group", "test", "--group", "mlflow2"],
@@ -67,10 +67,10 @@ def main(arguments: list[str]) -> None:
             suites = [name for name in short_list() if name.endswith(("core", "stores", "mlflow2", "mlflow3"))]
             sys.exit(tox(["run", "-e", ",".join(suites), "--", "-m", "long", *rest]))
         case ["tox"]:
-            short = short_list()
+            whole = list(dict.fromkeys([*short_list()[:-1], *(f"{python}-core" for python in names()), "coverage"]))
             others = [f"{python}-{suite}" for python in names() for suite in SUITES]
-            failed = side_by_side(short, [])
-            sys.exit(side_by_side([name for name in others if name not in short], ["--", *ABOUT_STORES]) or failed)
+            failed = side_by_side(whole, [])
+            sys.exit(side_by_side([name for name in others if name not in whole], ["--", *ON_ONE_PYTHON]) or failed)
         case ["tox", *rest]:
             sys.exit(tox(rest))
         case ["run", name, command, *rest] if name in ENVIRONMENTS:

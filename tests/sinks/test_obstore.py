@@ -244,22 +244,25 @@ def test_forked_children_neither_hang_nor_harm_their_parent(moto: S3Server, sink
 
 _DROPS = """
 import gc, os, sys, weakref
+from obstore.store import AzureStore
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.sinks import open_sink
 from stagesink.sinks.obstore.reader import ObjectReader
-from stagesink.sinks.obstore.sink import _Client
 
-def garbage():
+def garbage(*, closed):
     sink = open_sink(sys.argv[1], storage_options=eval(sys.argv[2]))
     sink.put(ArtifactKey("run", "object"), MemorySource(bytes(1 << 22)))
     reader = sink.open(ArtifactKey("run", "object"))
     reader.read(1)
+    if closed:
+        sink.close()
     sink.cycle = sink, reader
 
 gc.disable()
-garbage()
-owned = [weakref.ref(found) for found in gc.get_objects() if isinstance(found, (_Client, ObjectReader))]
-assert len(owned) == 2
+garbage(closed=False)
+garbage(closed=True)
+owned = [weakref.ref(found) for found in gc.get_objects() if isinstance(found, (AzureStore, ObjectReader))]
+assert len(owned) == 4, owned
 pid = os.fork()
 if pid == 0:
     gc.collect()

@@ -12,11 +12,11 @@ from __future__ import annotations
 import ctypes
 import os
 from typing import TypeVar
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 Thing = TypeVar("Thing")
 
-_things: WeakSet[object] = WeakSet()
+_things: WeakValueDictionary[int, object] = WeakValueDictionary()  # by id: clients may be equal, or have no hash
 _held: list[list[object]] = []  # over a fork: the collector runs between it and us as well
 
 
@@ -26,19 +26,20 @@ def never_dropped_in_children(thing: Thing) -> Thing:
     Parameters
     ----------
     thing : object
-        Compared by identity, and open to weak references.
+        Open to weak references. What its owner drops may still be garbage in a cycle, so this is the client itself
+        rather than who uses it.
 
     Returns
     -------
     object
         ``thing``.
     """
-    _things.add(thing)
+    _things[id(thing)] = thing
     return thing
 
 
 def _before() -> None:
-    _held.append(list(_things))
+    _held.append(list(_things.values()))
 
 
 def _in_parent() -> None:

@@ -23,18 +23,17 @@ class Clients:
         self._connect = connect
         self._shared = shared
         self._free: dict[int, deque[Any]] = {}
-        never_dropped_in_children(self)
 
     def take(self) -> Any:
         free = self._free.setdefault(os.getpid(), deque())
         if self._shared:
             if not free:
-                free.append(self._connect())
+                free.append(self._connected())
             return free[0]
         try:
             return free.pop()
         except IndexError:
-            return self._connect()
+            return self._connected()
 
     def give_back(self, fs: Any) -> None:
         if not self._shared:
@@ -42,3 +41,6 @@ class Clients:
 
     def close(self) -> None:
         self._free.pop(os.getpid(), None)
+
+    def _connected(self) -> Any:
+        return never_dropped_in_children(self._connect())

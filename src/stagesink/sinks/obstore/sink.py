@@ -115,9 +115,10 @@ class ObstoreSink:
         reading = f"{self._address(key)} could not be read"
         with self._translating(reading, path):
             result = obstore.get(self._client().store, path)
-        self._must_be_the_stores(result.meta["e_tag"], reading)
         reader = ObjectReader(result, reading, lambda error: self._error(error, reading, path))
-        return cast("BinaryIO", io.BufferedReader(never_dropped_in_children(reader), _READ_BYTES))
+        never_dropped_in_children(reader)
+        self._must_be_the_stores(result.meta["e_tag"], reading)
+        return cast("BinaryIO", io.BufferedReader(reader, _READ_BYTES))
 
     def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
         """Yield the objects of a run, or those under one object's or folder's name."""
@@ -205,7 +206,8 @@ class ObstoreSink:
 
         base = f"{self._settings.root}/{run_id}".lstrip("/")
         listing = f"{self._address(run_id)} could not be listed"
-        pages = obstore.list(self._client().store, f"{base}/{prefix}", chunk_size=_PAGE)
+        # Called by what is never dropped: nobody else refers to the pages.
+        pages = partial(obstore.list, self._client().store, f"{base}/{prefix}", chunk_size=_PAGE)
         found = never_dropped_in_children(self._pages(pages, listing))
         seen: set[str] = set()
         held: StoredArtifact | None = None
@@ -238,11 +240,11 @@ class ObstoreSink:
                 if stored.key.path not in seen:
                     yield StoredArtifact(stored.key, stored.uri, stored.size)
 
-    def _pages(self, pages: Iterable[Any], listing: str) -> Iterator[Any]:
+    def _pages(self, pages: Callable[[], Iterable[Any]], listing: str) -> Iterator[Any]:
         from obstore import exceptions
 
         try:
-            for page in pages:
+            for page in pages():
                 yield from page
         except exceptions.InvalidPathError:
             raise
@@ -288,8 +290,7 @@ class ObstoreSink:
     def _client(self) -> _Client:
         client = self._clients.get(os.getpid())
         if client is None:
-            made = never_dropped_in_children(_Client(self._settings, self.uri))
-            client = self._clients.setdefault(os.getpid(), made)
+            client = self._clients.setdefault(os.getpid(), _Client(self._settings, self.uri))
         return client
 
     def _after_fork(self) -> FsspecSink | None:

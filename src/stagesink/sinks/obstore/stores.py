@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stagesink.errors import ConfigError
+from stagesink.sinks._forks import never_dropped_in_children
 from stagesink.sinks.obstore.settings import Settings
 
 _NO_LIMIT = timedelta(days=30)  # for a whole answer: how long it takes depends on its size
@@ -46,8 +47,10 @@ def make(settings: Settings) -> Any:
         client["root_certificate"] = b"\n".join(Path(name).read_bytes() for name in settings.authorities)
     retry = {"max_retries": 0, "retry_timeout": timedelta(0)}  # retrying is the engine's
     try:
-        return getattr(store, settings.kind)(
-            settings.bucket, config=dict(settings.config), client_options=client, retry_config=retry
+        return never_dropped_in_children(
+            getattr(store, settings.kind)(
+                settings.bucket, config=dict(settings.config), client_options=client, retry_config=retry
+            )
         )
     except (exceptions.BaseError, ValueError, TypeError):
         # From None: the message quotes what it could not use.
