@@ -36,7 +36,7 @@ def measure(
     make_files(big, 8, 577_000_000 // 8)
     make_files(huge, 1, 2_000_000_000)
     lines = []
-    for store, title, server in (("az", "Azure (Azurite)", _azurite), ("s3", "S3 (moto)", _moto)):
+    for store, title, server in (("az", "Azure (Azurite)", _azurite), ("s3", "S3 (moto)", moto)):
         for workload, folder, far in (
             ("200 files of 16 KiB, round trip 50 ms", few, True),
             ("2,000 files of 16 KiB, no round trip", many, False),
@@ -80,8 +80,8 @@ def _azurite(room: Path) -> Iterator[tuple[int, Callable[[], None]]]:
 
 
 @contextmanager
-def _moto(room: Path) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Run moto; yield its port, and what makes it as nobody left it."""
+def moto(room: Path) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Run moto, with the bucket ``bench``; yield its port, and what makes it as nobody left it."""
     import boto3
 
     port = free_port()

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from against_stores import moto
 from side_by_side import forget
+from upload_to_store import environment
 
 from stagesink.config import load_config
 from stagesink.keeping import open_outbox, open_sink_again
 from stagesink.outbox.sync import Sync
+from stagesink.sinks.registry import scheme_of
 from stagesink.uploader import ArtifactUploader
 
 MB = 1_000_000
@@ -41,7 +44,12 @@ def measure(runs: int, room: Path, make_files: Callable[[Path, int, int], None],
     for title, (source, times) in workloads.items():
         lines += [f"### A healthy upload to a folder: {title}", "", *table(_overhead(runs, room, source, times)), ""]
     for title, (source, times) in workloads.items():
-        lines += [f"### Sync beside a direct upload: {title}", "", *table(_syncs(runs, room, source, times)), ""]
+        found = _syncs(runs, room, source, times, f"file:{room}/store", lambda: forget(room / "store"))
+        lines += [f"### Sync to a folder beside a direct upload: {title}", "", *table(found), ""]
+    with moto(room) as (port, empty), _environment(**environment(f"http://127.0.0.1:{port}")):
+        for title, (source, times) in workloads.items():
+            found = _syncs(runs, room, source, times, "s3://bench", empty)
+            lines += [f"### Sync to S3 (moto) beside a direct upload: {title}", "", *table(found), ""]
     return lines
 
 
@@ -102,22 +110,20 @@ def _overhead(runs: int, room: Path, source: Path, times: int) -> dict[str, list
     return seconds
 
 
-def _syncs(runs: int, room: Path, source: Path, times: int) -> dict[str, list[float]]:
+def _syncs(
+    runs: int, room: Path, source: Path, times: int, sink: str, after: Callable[[], None]
+) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {"sync": [], "direct": []}
     for run in range(runs + 1):
-        with _environment(STAGESINK_OUTBOX_PATH=str(room / f"sync-{source.name}-{run}")):
-            synced, direct = room / f"synced-{source.name}", room / f"direct-{source.name}"
-            ways = {
-                "sync": (_sync, synced),
-                "direct": (functools.partial(_upload, source, f"run-{run}", f"file:{direct}", times), direct),
-            }
-            _keep(source, f"run-{run}", f"file:{synced}", times)
+        run_id = f"{source.name}-{run}"
+        with _environment(STAGESINK_OUTBOX_PATH=str(room / f"sync-{scheme_of(sink)}-{run_id}")):
+            ways = {"sync": _sync, "direct": functools.partial(_upload, source, run_id, f"{sink}/direct", times)}
+            _keep(source, run_id, f"{sink}/synced", times)
             # In turn: the disk takes the first few hundred megabytes quicker than the next.
             for name in list(ways)[:: -1 if run % 2 else 1]:
                 os.sync()
-                way, store = ways[name]
-                took = way()
-                forget(store)
+                took = ways[name]()
+                after()
                 if run:
                     seconds[name].append(took)
     return seconds

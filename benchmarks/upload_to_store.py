@@ -131,17 +131,22 @@ CLIENTS: dict[tuple[str, str], Callable[[str, str, str], Call]] = {
 }
 
 
+def environment(endpoint: str) -> dict[str, str]:
+    """Return the variables by which every client finds the server."""
+    return {
+        "AZURE_STORAGE_CONNECTION_STRING": az_connection(endpoint),
+        "AWS_ENDPOINT_URL": endpoint,
+        "MLFLOW_S3_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
 def main() -> None:
     store, client, endpoint, name, folder = sys.argv[1:]
-    os.environ.update(
-        AZURE_STORAGE_CONNECTION_STRING=az_connection(endpoint),
-        AWS_ENDPOINT_URL=endpoint,
-        MLFLOW_S3_ENDPOINT_URL=endpoint,
-        AWS_ACCESS_KEY_ID="testing",
-        AWS_SECRET_ACCESS_KEY="testing",
-        AWS_REGION="us-east-1",
-        AWS_DEFAULT_REGION="us-east-1",
-    )
+    os.environ.update(environment(endpoint))
     with Clock() as clock:
         if client == "stagesink":
             clock.measure(stagesink(store, name, folder))

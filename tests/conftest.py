@@ -7,6 +7,7 @@ import secrets
 import signal
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,6 +18,7 @@ from mlflow_servers import AUTH_CONFIG, MlflowServer, launcher, s3_environment, 
 from servers import FtpServer, S3Server, azurite_server, ftp_server, installed, moto_server, shared
 
 from stagesink import keeping
+from stagesink.outbox import background
 from stagesink.testing.azureml import FakeAzureML
 from stagesink.testing.azurite import Azurite
 
@@ -37,6 +39,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_ONCE = ("torture", "faults", "e2e")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.relative_to(Path(__file__).parent).parts[0] in _ONCE:
+        item.add_marker("once")
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
@@ -47,6 +57,10 @@ def _no_settings_of_the_machine(
     monkeypatch.setenv("STAGESINK_OUTBOX_PATH", str(tmp_path_factory.getbasetemp() / f"outbox-{secrets.token_hex(6)}"))
     yield
     keeping._opened.clear()  # thousands of tests, each with an outbox of its own
+    for uploader in background.uploaders_here():  # what could not land is tried for ever
+        with uploader._changed:
+            uploader._jobs.clear()
+    background._uploaders.clear()
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,23 @@ def uploader(**options):
 """
 """Lines that a program starts with."""
 
+LOADED = """
+import os, sys, threading
+from stagesink import ArtifactUploader
+
+def hook(event, args):
+    if event == "import" and threading.current_thread() is threading.main_thread():
+        loaded.append(args[0])
+
+loaded = []
+uploader = ArtifactUploader("run", "training", sink=sys.argv[1], background=True, attempts=1, progress="none")
+sys.addaudithook(hook)
+assert uploader.upload_file(__import__("stagesink").__file__), uploader.errors
+print(*loaded, flush=True)
+os._exit(0)
+"""
+"""A program that prints what its first upload in the background still loads; takes the sink's URI."""
+
 
 @contextmanager
 def trainer(base: Path, program: str, **environ: str) -> Iterator[subprocess.Popen[str]]:

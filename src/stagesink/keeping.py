@@ -219,7 +219,7 @@ def _named(run_id: str, entry: Entry, sink: ArtifactSink) -> str:
 
 
 def get_ready() -> None:
-    """Load what the first upload in the background needs, so that it holds training up no longer than the others."""
+    """Load what keeping an upload needs."""
     for name in ("stagesink.outbox.background", "pydantic.fields", "pydantic.type_adapter"):
         import_module(name)
 

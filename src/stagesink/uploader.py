@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -132,7 +132,15 @@ class ArtifactUploader:
         self._metrics = UploadMetrics()
         self._said_skipped = False
         if background:
-            get_ready()
+            self._get_ready()
+
+    def _get_ready(self) -> None:
+        """Load what the first upload needs, so that it holds training up no longer than the others."""
+        get_ready()
+        if self._given_sink is None or isinstance(self._given_sink, str):
+            with suppress(Exception):  # the first upload meets it again, and says it
+                self._opener().close()
+        self.__dict__.pop("config", None)  # resolved at first use, as ever
 
     def __enter__(self) -> ArtifactUploader:
         return self

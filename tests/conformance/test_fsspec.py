@@ -44,6 +44,7 @@ def az(azurite: Azurite) -> FsspecSink:
 
 
 # aiohttp's advice to adlfs.
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
 class TestAzure(SinkConformance):
     exemptions: ClassVar = {
@@ -65,6 +66,7 @@ class TestAzure(SinkConformance):
 
 
 # fsspec's FTP client opens a new connection after a read that was broken off, and leaves the old one to the collector.
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 class TestFtp(SinkConformance):
     overwrites = 10

@@ -102,6 +102,7 @@ class TestProxiedFolder(MlflowConformance):
         return MlflowSink(mlflow_server.sink_uri)
 
 
+@pytest.mark.once
 class TestProxiedS3(MlflowConformance):
     exemptions: ClassVar = INTO_S3
 
@@ -143,6 +144,7 @@ def direct_s3(mlflow_server: MlflowServer, mlflow_moto: S3Server) -> tuple[Mlflo
     return sink, mlflow_server.run(experiment), mlflow_server.run(experiment)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(VERSION < (3, 0), reason="goes past the server: it runs with MLflow 3 alone")
 class TestDirectS3(SinkConformance):
     exemptions: ClassVar = {
@@ -165,6 +167,7 @@ LONG_WITH_MLFLOW_3 = [pytest.mark.long] if VERSION >= (3, 0) else []
 """The suite has them with MLflow 2, whose client has the older ways; with MLflow 3 `make long` has them."""
 
 
+@pytest.mark.once
 class TestOwnClient(MlflowConformance):
     """What ``artifacts.engine: mlflow`` goes through, with a folder for its store: the client's own ways are slow.
 

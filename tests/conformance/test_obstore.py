@@ -38,6 +38,7 @@ class TestS3(SinkConformance):
         return opened("s3://bucket", **moto.options(port=free_port()))
 
 
+@pytest.mark.once
 class TestAzure(SinkConformance):
     many = 105  # a page holds 5,000, and neither Azurite nor obstore can be told otherwise
     overwrites = 10
@@ -53,6 +54,7 @@ class TestAzure(SinkConformance):
         return opened("az://stagesink", connection_string=there.connection_string)
 
 
+@pytest.mark.once
 class TestGoogle(SinkConformance):
     """Google's own client code, but no Google: obstore speaks the XML interface, whose form is S3's, so moto answers.
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from outbox_store import Store
-from outside import THREADS_AT_THE_END, threads_at_the_end
-from trainers import bytes_of, ended, heard, kept, landed, synced, trainer
+from outside import THREADS_AT_THE_END, python, threads_at_the_end
+from trainers import LOADED, bytes_of, ended, heard, kept, landed, synced, trainer
 
 import stagesink
 from stagesink import ArtifactUploader
@@ -216,6 +216,23 @@ def test_nothing_stays_of_uploads_that_are_done(submit: Submit, gate: Gate, back
     assert background.flush(60)
     gc.collect()
     assert sum(handle() is not None for handle in handles) <= 1  # the thread's last one
+
+
+def test_the_first_upload_finds_all_loaded(tmp_path: Path) -> None:
+    assert python(LOADED, f"file:{tmp_path}", STAGESINK_OUTBOX_PATH=str(tmp_path / "outbox")).stdout.split() == []
+
+
+def test_what_the_first_upload_will_say_is_not_said_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader = ArtifactUploader("run", "training", sink="nowhere://at/all", background=True)
+    assert (uploader.errors, caplog.text) == ([], "")
+    assert not uploader.upload_file(__file__)
+    uploader = ArtifactUploader("run", "training", background=True)
+    monkeypatch.setenv("STAGESINK_SINK", f"file:{tmp_path}")  # the surroundings count as they are at the first upload
+    assert uploader.upload_file(__file__)
+    assert uploader.sink.uri == f"file:{tmp_path}"
+    assert uploader.flush(60)
 
 
 def test_flush_without_uploads_is_true() -> None:

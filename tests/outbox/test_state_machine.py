@@ -12,6 +12,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -66,7 +67,7 @@ class _Gate:
         self.after = False
 
     def __call__(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if self.left is None:
+        if self.left is None or threading.current_thread().name == "stagesink-outbox":  # what another test has begun
             return call(*args, **options)
         self.left -= 1
         if self.left > 0:

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 from faults.proxy import Answer, FaultProxy
+from outside import python
 from servers import S3Server
+from trainers import LOADED
 
 pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from Python 3.11 on")
 
@@ -279,6 +281,17 @@ def test_a_forked_child_drops_nothing_of_its_parents_obstore(azurite: Azurite) -
     command = [sys.executable, "-W", "ignore", "-c", _DROPS, "az://stagesink/forks", repr(options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_first_upload_in_the_background_finds_all_loaded(tmp_path: Path) -> None:
+    environ = {
+        "AWS_ACCESS_KEY_ID": "AKIA",
+        "AWS_SECRET_ACCESS_KEY": "s3cret",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "STAGESINK_OUTBOX_PATH": str(tmp_path / "outbox"),
+    }
+    assert python(LOADED, "s3://bucket/runs", **environ).stdout.split() == []
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
