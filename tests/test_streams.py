@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from outside import python
 
 from stagesink.streams import CHUNK_BYTES, chunks, filler, new_buffer
 
@@ -99,3 +101,32 @@ def test_a_new_buffer_is_as_large_as_asked_for_and_nobody_elses(size: int) -> No
     assert (len(one), one.readonly, bytes(one[:3])) == (size, False, bytes(min(3, size)))
     one[:] = b"\xff" * size
     assert not any(bytes(other[:: 1 << 12]))
+
+
+_MANY = """
+import io, threading
+from stagesink.streams import chunks
+
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+def read():
+    assert [bytes(piece) for piece in chunks(io.BytesIO(b"little"))] == [b"little"]
+    all_have_read.wait()
+    all_are_counted.wait()
+
+all_have_read, all_are_counted = threading.Barrier(65), threading.Barrier(65)
+threads = [threading.Thread(target=read) for _ in range(64)]
+before = resident()
+for thread in threads:
+    thread.start()
+all_have_read.wait()
+print(resident() - before)
+all_are_counted.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell what a process takes")
+def test_threads_that_read_little_take_little_memory() -> None:
+    assert int(python(_MANY).stdout) < 32 << 20  # not a megabyte for each of 64

@@ -29,11 +29,15 @@ def new_buffer(size: int) -> memoryview:
     """
     if size <= _SMALL:
         return memoryview(bytearray(size))
-    buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer = _pages(size)
     if _HUGE_PAGES is not None:
         with suppress(OSError):  # a kernel without them
             buffer.madvise(_HUGE_PAGES)
     return memoryview(buffer)
+
+
+def _pages(size: int) -> mmap.mmap:
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def filler(stream: BinaryIO) -> Fill:
@@ -54,11 +58,12 @@ def chunks(stream: BinaryIO) -> Iterator[memoryview]:
     """Yield what ``stream`` holds, piece by piece, out of one buffer per thread.
 
     Each piece is valid until the next is asked for, and one stream is read at a time. Filling one buffer again and
-    again spares the page faults of a new megabyte at each read, about a tenth of the time of a local copy.
+    again spares the page faults of a new megabyte at each read, about a tenth of the time of a local copy. What no
+    stream has filled takes no memory: with 64 small objects in flight that is 64 MB.
     """
     buffer = cast("memoryview | None", getattr(_local, "buffer", None))
     if buffer is None:
-        buffer = _local.buffer = memoryview(bytearray(CHUNK_BYTES))
+        buffer = _local.buffer = memoryview(_pages(CHUNK_BYTES))
     fill = filler(stream)
     while count := fill(buffer):
         yield buffer[:count]
