@@ -403,3 +403,15 @@ def test_an_outbox_that_cannot_be_used_keeps_nothing_from_a_store_that_can(
         assert ArtifactUploader("run", sink=store.uri).upload_checkpoint(checkpoint)
     assert "is a link" in caplog.text
     assert "would land over this upload later" in caplog.text
+
+
+def test_a_working_folder_that_is_gone_stops_no_upload(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGESINK_OUTBOX_PATH", str(tmp_path / "box"))
+    open_outbox(load_config().artifacts.outbox)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.chdir(scratch)
+    scratch.rmdir()
+    assert ArtifactUploader("run", sink=str(tmp_path / "store")).upload_checkpoint(checkpoint)

@@ -1213,3 +1213,24 @@ def test_an_uploader_for_the_background_loads_what_its_first_upload_needs(tmp_pa
     )
     late = done.stdout.split()
     assert not [name for name in late if name.startswith(("pydantic.", "stagesink.outbox")) and "plugin" not in name]
+
+
+@pytest.mark.parametrize("wrong", ['{"fsync": true}', [("fsync", True)], 7], ids=repr)
+def test_storage_options_of_another_type_are_said(metrics_json: Path, wrong: Any) -> None:
+    uploader = ArtifactUploader("run", sink="memory:", storage_options=wrong)
+    assert not uploader.upload_file(metrics_json)
+    assert f"storage_options is {type(wrong).__name__}; it takes Mapping" in str(uploader.errors[0])
+
+
+def test_an_error_whose_text_cannot_be_had_stops_nobody(metrics_json: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    class Broken(MemorySink):
+        def put(self, *args: Any, **options: Any) -> Any:
+            raise Unspeakable
+
+    uploader = ArtifactUploader("run", sink=Broken("unspeakable"), on_failure="warn")
+    assert not uploader.upload_file(metrics_json)
+    assert "Unexpected Unspeakable" in caplog.text

@@ -69,7 +69,7 @@ def open_outbox(settings: OutboxSettings) -> Outbox:
     """
     from stagesink.outbox.store import Outbox  # brings sqlite3: not for programs that never keep anything
 
-    here = (os.getpid(), settings, os.getcwd())
+    here = (os.getpid(), settings, "" if os.path.isabs(settings.path) else os.getcwd())
     with _lock:
         if here not in _opened:
             _opened[here] = Outbox(settings)

@@ -129,6 +129,7 @@ class ArtifactUploader:
             "retries.attempts": attempts,
             "retries.initial": initial,
         }
+        self._pid = os.getpid()
         self._metrics = UploadMetrics()
         self._said_skipped = False
         if background:
@@ -136,9 +137,9 @@ class ArtifactUploader:
 
     def _get_ready(self) -> None:
         """Load what the first upload needs, so that it holds training up no longer than the others."""
-        get_ready()
-        if self._given_sink is None or isinstance(self._given_sink, str):
-            with suppress(Exception):  # the first upload meets it again, and says it
+        with suppress(Exception):  # the first upload meets it again, and says it
+            get_ready()
+            if self._given_sink is None or isinstance(self._given_sink, str):
                 self._opener().close()
         self.__dict__.pop("config", None)  # resolved at first use, as ever
 
@@ -165,6 +166,7 @@ class ArtifactUploader:
         timeout : float, optional
             Seconds; None waits as long as it takes. What has not landed then is still kept, and still on its way.
         """
+        self._leave_to_parent()
         waited = wait_for(self.handles, timeout)
         return not waited.not_done and all(handle.exception() is None for handle in waited.done)
 
@@ -380,6 +382,7 @@ class ArtifactUploader:
     def config(self) -> Config:
         """The validated configuration."""
         _check_type("config_dir", self.config_dir, (str, os.PathLike, NoneType))
+        _check_type("storage_options", self._given_storage_options, (Mapping, NoneType))
         config = load_config(self.config_dir, arguments=self._arguments)
         _check_type("stage", self.stage, (str, NoneType))
         if self.stage is not None and self.stage not in config.stages:
@@ -554,8 +557,15 @@ class ArtifactUploader:
             )
         entries = self._keeper.keep(plans, self.sink.uri, quick=is_on_its_way)
         if is_on_its_way:
+            self._leave_to_parent()
             self.handles += self._land_later(entries)
         return kept_receipts(plans, self.sink.uri)
+
+    def _leave_to_parent(self) -> None:
+        """Forget, in a forked child, the uploads of its parent: nothing here would ever tell that they are done."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self.handles.clear()
 
     def _land_later(self, entries: Sequence[Entry]) -> list[Future[tuple[Receipt, ...]]]:
         given = self.sink is self._given_sink
@@ -618,6 +628,12 @@ class ArtifactUploader:
         return wrapped
 
     def _quotes_secret(self, error: Exception) -> bool:
+        try:
+            return self._shows_secret(error)
+        except Exception:  # its text cannot even be had
+            return True
+
+    def _shows_secret(self, error: Exception) -> bool:
         settings = self.config.artifacts if "config" in self.__dict__ else Artifacts()
         uri = self._given_sink if isinstance(self._given_sink, str) else settings.sink
         secrets = secrets_of(uri, {**settings.storage_options, **(self._given_storage_options or {})})

@@ -51,6 +51,20 @@ def test_the_exit_code_is_the_commands(tmp_path: Path, program: str, code: int) 
     assert ("ZeroDivisionError" in told) == (code == 1)
 
 
+@pytest.mark.parametrize("broken", ["config", "outbox"])
+def test_the_exit_code_is_the_commands_also_where_the_rest_cannot_be_uploaded(tmp_path: Path, broken: str) -> None:
+    break_it = {
+        "config": "mkdir -p config && echo 'artifacts: {nope: 1}' > config/mlflow.yaml",
+        "outbox": "mkdir elsewhere && ln -s elsewhere box",
+    }
+    (tmp_path / "work").mkdir()
+    command = ["run", "--outbox", str(tmp_path / "work" / "box"), "--"]
+    with stagesink(tmp_path, *command, "sh", "-c", f"cd {tmp_path}/work && {break_it[broken]}; exit 7") as process:
+        status, told = ended(process)
+    assert status == 7
+    assert broken == "config" or "is a link" in told
+
+
 @pytest.mark.parametrize(("name", "code"), [("no-such-command", 127), ("README.md", 126)])
 def test_a_command_that_cannot_be_run_ends_as_in_a_shell(tmp_path: Path, name: str, code: int) -> None:
     (tmp_path / "README.md").write_text("no program")

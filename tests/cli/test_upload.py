@@ -256,3 +256,31 @@ def test_every_failed_object_has_a_line(run, checkpoint):
 @pytest.mark.parametrize("workers", ["0", "65", "many"])
 def test_a_number_of_workers_that_makes_no_sense(run, checkpoint, workers):
     assert run("upload", checkpoint, "-j", workers).code == 2
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_what_is_kept_offline_is_not_called_switched_off(run, checkpoint, monkeypatch, form):
+    monkeypatch.setenv("STAGESINK_MODE", "offline")
+    answer = run("upload", checkpoint, "-r", "r1", *form)
+    assert answer.code == 5
+    said = str(answer.json["error"]) if form else answer.err
+    assert "checkpoint is kept in" in said
+    assert "`stagesink sync` uploads it" in said
+    assert not Path("artifacts").exists()
+    monkeypatch.delenv("STAGESINK_MODE")
+    assert run("sync").code == 0
+    assert "r1/checkpoint.manifest.json" in _stored()
+
+
+def test_a_command_waits_for_its_upload_whatever_is_configured(run, checkpoint, monkeypatch):
+    monkeypatch.setenv("STAGESINK_BACKGROUND", "true")
+    assert run("upload", checkpoint, "-r", "r1", "--json").json["status"] == "uploaded"
+    assert "r1/checkpoint.manifest.json" in _stored()
+    Path("full").write_text("a file")
+    assert run("upload", checkpoint, "-r", "r1", "-s", "file:full").code == 5
+
+
+def test_a_path_that_no_file_system_takes_is_one_sentence(run):
+    answer = run("upload", "a" * 300, "-r", "r1")
+    assert answer.code == 1
+    assert "File name too long" in answer.err

@@ -222,6 +222,46 @@ def test_the_first_upload_finds_all_loaded(tmp_path: Path) -> None:
     assert python(LOADED, f"file:{tmp_path}", STAGESINK_OUTBOX_PATH=str(tmp_path / "outbox")).stdout.split() == []
 
 
+def test_where_no_thread_can_be_started_it_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "stagesink-outbox":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    uploader = ArtifactUploader("run", "training", sink=f"file:{tmp_path}", background=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert uploader.upload_file(__file__, "first")
+        assert not uploader.flush(60)
+    assert "`stagesink sync` uploads it" in str(uploader.handles[0].exception())
+    assert uploader.upload_file(__file__, "second")
+    assert stagesink.flush(60)
+    assert (tmp_path / "run" / "first").read_bytes() == Path(__file__).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_its_parents_uploads(tmp_path: Path) -> None:
+    program = """
+        up = uploader(background=True)
+        assert up.upload_file(made("parents"), "parents")
+        child = os.fork()
+        if child == 0:
+            assert up.upload_file(made("childs", 10), "childs")
+            os._exit(not up.flush(60))
+        assert os.waitpid(child, 0)[1] == 0
+        (base / "open").touch()
+        assert up.flush(60)
+    """
+    with trainer(tmp_path, program) as process:
+        status, told = ended(process)
+    assert status == 0, told
+    assert landed(tmp_path) == {"parents": bytes_of("parents"), "childs": b"childschilds"}
+
+
 def test_what_the_first_upload_will_say_is_not_said_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,8 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from outside import python, running, said, small_disk
@@ -198,6 +200,20 @@ def test_what_servers_have_known_for_long_is_forgotten_and_nothing_else(runs: Lo
     assert runs.gc({"used"}, older_than=0.0) > 0
     assert {run.run_id for run in runs.all()} == {"used", "waits"}
     assert {file.stem for file in runs.folder.iterdir()} == {"used", "waits"}
+
+
+def test_that_nobody_else_uploads_a_run_does_not_make_it_younger(runs: LocalRuns) -> None:
+    _tell(begin(runs, "known"))
+    for file in runs.folder.iterdir():
+        os.utime(file, (1, 1))
+    turn = LocalRun.turn
+
+    def taken(run: LocalRun) -> Any:
+        (runs.folder / f"{run.run_id}.lock").touch()  # as filelock before 4 leaves it
+        return turn(run)
+
+    with mock.patch.object(LocalRun, "turn", taken):
+        assert runs.gc(set()) > 0
 
 
 @pytest.mark.parametrize("run_id", ["../a", "a\0", "x" * 241])

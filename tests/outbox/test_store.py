@@ -10,6 +10,7 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -214,6 +215,46 @@ def test_another_runs_checkpoints_and_other_slots_give_way_to_nobody(
     with pytest.raises(OutboxFull):
         outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint")
     assert len(outbox.rows()) == 2
+
+
+def larger(folder: Path, size: int) -> Path:
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(bytes(size))
+    return folder
+
+
+def test_nothing_gives_way_to_what_has_no_room_even_so(
+    settings: OutboxSettings, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = Outbox(replace(settings, max_bytes=3 << 20))
+    old = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, stage="training", slot="checkpoint")
+    plan = plan_tree("run", "checkpoint", larger(tmp_path / "larger", 4 << 20))
+    with pytest.raises(OutboxFull):
+        outbox.keep(plan, SINK, stage="training", slot="checkpoint")
+    assert outbox.entries() == [old]
+    assert "gives way" not in caplog.text
+
+
+def test_nothing_gives_way_to_what_never_comes(settings: OutboxSettings, checkpoint: Path, tmp_path: Path) -> None:
+    outbox = Outbox(replace(settings, max_bytes=3 << 20))
+    old = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    plan = plan_tree("run", "checkpoint", larger(tmp_path / "next", 2 << 20))
+    (tmp_path / "next" / "model.bin").unlink()
+    with pytest.raises(SourceNotFound):
+        outbox.keep(plan, SINK)
+    assert outbox.entries() == [old]
+
+
+def test_what_takes_no_room_of_a_full_disk_does_not_give_way(
+    settings: OutboxSettings, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(replace(settings, keep_free=1 << 20))
+    old = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK, quick=True)  # by a link
+    assert [file.how for file in old.files if file.size > 1000] == ["link"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    with pytest.raises(OutboxFull, match="the disk is full"):
+        outbox.keep(plan_tree("run", "checkpoint", larger(tmp_path / "next", 1 << 20)), SINK)
+    assert outbox.entries() == [old]
 
 
 def test_what_lands_just_now_is_not_thrown_away(settings: OutboxSettings, checkpoint: Path) -> None:

@@ -92,9 +92,12 @@ def test_where_it_comes_from_is_kept(kept: KeptRuns, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by variable")
     monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.setattr("getpass.getuser", lambda: "somebody")
-    found = kept._runs.get(kept.start(run_name="a name", tags={"long": "x" * 9000}, parent_run_id="above").run_id)
+    found = kept._runs.get(kept.start(run_name="a name", tags={"long": "x" * 9000}).run_id)
     assert found is not None
-    assert (found.start.experiment, found.start.name, found.start.parent_run_id) == ("by variable", "a name", "above")
+    assert (found.start.experiment, found.start.name) == ("by variable", "a name")
     assert found.start.tags["mlflow.source.name"] == "train.py"
     assert found.start.tags["mlflow.user"] == "somebody"
     assert len(found.start.tags["long"]) == 5000
+    nested = kept._runs.get(kept.start(parent_run_id="above").run_id)
+    assert nested is not None
+    assert (nested.start.experiment, nested.start.parent_run_id) == (None, "above")  # it goes where its parent is

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from azureml_lines import Job
-from faults.proxy import DropReply
+from faults.proxy import Answer, DropReply
 
 from stagesink import ArtifactUploader
-from stagesink.errors import TransientSinkError
+from stagesink.errors import SinkError, TransientSinkError
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Sync
@@ -116,3 +116,27 @@ def test_a_workspace_that_cannot_be_reached_is_said_and_keeps_what_waits(
     job.lines.front.forget()
     sync(outbox)
     check(job, outbox, above, below)
+
+
+@pytest.mark.parametrize("path", ["/runs/", "runs/get", "runs/log-batch", "runs/update"])
+def test_a_proxys_page_is_taken_for_no_answer(job: Job, outbox: Outbox, model: Path, path: str) -> None:
+    above, below = search(model)
+    job.lines.front.plan(Answer(200, body=b"<!DOCTYPE html><html>Please sign in</html>"), times=1000, path=path)
+    errors = [each.error for each in sync(outbox)]
+    assert [type(error) for error in errors] == [SinkError, SinkError]
+    assert "a proxy's page looks like this" in str(errors[0])
+    assert outbox.runs.waiting()
+    job.lines.front.forget()
+    sync(outbox)
+    check(job, outbox, above, below)
+
+
+def test_tags_of_a_run_that_was_joined_without_its_workspace_are_added(job: Job, outbox: Outbox, model: Path) -> None:
+    above, _ = search(model)
+    sync(outbox)
+    job.service.state.runs[above].tags["team"] = "theirs"
+    with MLflowSweepTracker(above, sink="azureml:", tags={"team": "ours", "colour": "blue"}):
+        pass
+    assert [each.error for each in sync(outbox)] == [None]
+    tags = job.service.state.runs[above].tags
+    assert (tags["team"], tags["colour"], tags["stagesink.stage"]) == ("theirs", "blue", "hpo")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.proxy import DropReply, FaultProxy, Reset
+from faults.proxy import Answer, DropReply, FaultProxy, Reset
 from mlflow_servers import MlflowServer
 from outside import python
 from typer.testing import CliRunner
@@ -29,10 +29,11 @@ from stagesink.runs.server import MlflowRuns
 from stagesink.runs.sync import RunOutcome, RunSync
 from stagesink.sinks import open_sink
 from stagesink.sinks.runs import Logged
-from stagesink.trackers import MLflowSweepTracker, MLflowTrainingTracker
+from stagesink.trackers import MLflowConversionTracker, MLflowSweepTracker, MLflowTrainingTracker
 from stagesink.transfer import TransferOptions
 
 OPTIONS = TransferOptions(attempts=1)
+_RESET = Reset()
 
 
 @pytest.fixture
@@ -94,9 +95,9 @@ def artifacts(server: MlflowServer, run: Any) -> set[str]:
 
 
 @contextmanager
-def gone(proxy: FaultProxy) -> Iterator[None]:
-    """Nobody answers in the block."""
-    proxy.plan(Reset(), times=1000)
+def gone(proxy: FaultProxy, fault: Reset | Answer = _RESET) -> Iterator[None]:
+    """Nobody answers in the block, or not what was asked for."""
+    proxy.plan(fault, times=1000)
     yield
     proxy.forget()
 
@@ -153,6 +154,36 @@ def test_a_run_that_began_offline_is_on_the_server_as_if_it_had_begun_there(
     assert tags["mlflow.user"]
     assert tags["mlflow.source.name"] == sys.argv[0]
     assert artifacts(server, run) == {"checkpoint/model.bin", "checkpoint.manifest.json"}
+
+
+def test_runs_that_tags_of_a_joined_run_name_are_the_servers(
+    server: MlflowServer, client: Any, outbox: Outbox, experiment: str, offline: None
+) -> None:
+    with MLflowTrainingTracker(sink=server.sink_uri, experiment=experiment) as first:
+        pass
+    with MLflowTrainingTracker(sink=server.sink_uri, experiment=experiment) as training:
+        pass
+    with MLflowConversionTracker(first.run_id, sink=server.sink_uri, training_run_id=training.run_id) as joined:
+        joined.set_tags({"other_run_id": str(training.run_id), "itself_run_id": str(first.run_id)})
+    synced(outbox)
+    there = the_run(client, experiment, training.run_id).info.run_id
+    tags = the_run(client, experiment, first.run_id).data.tags
+    assert tags["stagesink.training_run_id"] == tags["other_run_id"] == there
+    assert tags["stagesink.stage"] == "training"
+
+
+def test_tags_of_a_run_that_was_joined_without_its_server_are_added(
+    server: MlflowServer, client: Any, outbox: Outbox, experiment: str, offline: None
+) -> None:
+    run = client.create_run(client.get_experiment_by_name(experiment).experiment_id, tags={"team": "theirs"})
+    for _ in range(2):
+        with MLflowTrainingTracker(
+            run.info.run_id, sink=server.sink_uri, tags={"team": "ours", "colour": "blue"}
+        ) as tracker:
+            tracker.set_tags({"late": "1"})
+    synced(outbox)
+    tags = client.get_run(run.info.run_id).data.tags
+    assert (tags["team"], tags["colour"], tags["stagesink.stage"], tags["late"]) == ("theirs", "blue", "training", "1")
 
 
 def test_a_second_sync_changes_nothing(
@@ -328,14 +359,20 @@ def test_when_the_server_does_not_answer_the_run_begins_here_and_goes_on_there(
     assert landed["checkpoint/model.bin"] == b"newer"
 
 
+@pytest.mark.parametrize("fault", [Reset(), Answer(401)], ids=["gone", "the login has expired"])
 def test_what_the_server_does_not_take_meanwhile_waits(
-    server: MlflowServer, client: Any, outbox: Outbox, experiment: str, caplog: pytest.LogCaptureFixture
+    server: MlflowServer,
+    client: Any,
+    outbox: Outbox,
+    experiment: str,
+    caplog: pytest.LogCaptureFixture,
+    fault: Reset | Answer,
 ) -> None:
     with FaultProxy(server.port) as proxy:
         sink = f"mlflow+http://127.0.0.1:{proxy.port}"
         with MLflowTrainingTracker(sink=sink, experiment=experiment) as tracker:
             assert tracker.log_metrics({"loss": 1}, 1) is True
-            with gone(proxy):
+            with gone(proxy, fault):
                 assert tracker.log_metrics({"loss": 0.5}, 2) is False
                 assert tracker.log_params({"late": 1}) is False
             assert tracker.log_metrics({"loss": 0.25}, 3) is True
@@ -349,13 +386,30 @@ def test_what_the_server_does_not_take_meanwhile_waits(
     assert len([line for line in caplog.messages if "waits in" in line]) == 1
 
 
-def test_an_end_that_the_server_did_not_hear_waits(
+def test_a_tracker_that_is_used_again_keeps_its_runs_apart(
     server: MlflowServer, client: Any, outbox: Outbox, experiment: str
 ) -> None:
     with FaultProxy(server.port) as proxy:
         tracker = MLflowTrainingTracker(sink=f"mlflow+http://127.0.0.1:{proxy.port}", experiment=experiment)
+        ids = []
+        for value in (1, 2):
+            with tracker:
+                ids.append(tracker.run_id)
+                with gone(proxy):
+                    assert tracker.log_metrics({"loss": value}, 1) is False
+        synced(outbox)
+    assert len(set(ids)) == 2
+    assert [history(client, client.get_run(each), "loss") for each in ids] == [[(1, 1.0)], [(1, 2.0)]]
+
+
+@pytest.mark.parametrize("fault", [Reset(), Answer(401)], ids=["gone", "the login has expired"])
+def test_an_end_that_the_server_did_not_hear_waits(
+    server: MlflowServer, client: Any, outbox: Outbox, experiment: str, fault: Reset | Answer
+) -> None:
+    with FaultProxy(server.port) as proxy:
+        tracker = MLflowTrainingTracker(sink=f"mlflow+http://127.0.0.1:{proxy.port}", experiment=experiment)
         tracker.__enter__()
-        with gone(proxy):
+        with gone(proxy, fault):
             tracker.__exit__(None, None, None)
         assert client.get_run(tracker.run_id).info.status == "RUNNING"
         synced(outbox)

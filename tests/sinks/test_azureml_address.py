@@ -91,6 +91,8 @@ def test_a_datastore(host: str, provider: str, group: str) -> None:
 def test_a_datastore_of_the_environments_workspace(rest: str, store: Datastore) -> None:
     assert address_of(f"azureml://datastores/{rest}", JOB).datastore == store
     assert address_of(f"{TRACKING}/datastores/{rest}", {}).datastore == store
+    # The job's run, by which its token is renewed.
+    assert address_of(f"{TRACKING}/datastores/{rest}", JOB).experiments == address_of("azureml:", JOB).experiments
 
 
 def test_an_emulator_may_speak_plain_http() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,10 @@ pytest.importorskip("urllib3", reason="comes with the extra azureml")
 pytest.importorskip("adlfs", reason="comes with the extra az")
 
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import RunNotFound, SinkAuthError, SinkError, StagesinkError
+from stagesink.errors import ConfigError, RunNotFound, SinkAuthError, SinkError, StagesinkError
 from stagesink.sinks.azureml import datastore
 from stagesink.sinks.azureml.datastore import DatastoreSink
+from stagesink.sinks.protocol import ArtifactSink
 from stagesink.sinks.registry import open_sink
 
 KEY = ArtifactKey("run-1", "folder/a.bin")
@@ -68,9 +70,16 @@ def test_it_is_asked_again_before_the_signature_ends(job: Job, monkeypatch: pyte
     sink.stat(KEY)
     assert job.service.calls.count("datastore") == 1
     monkeypatch.setattr(datastore.time, "monotonic", lambda: steady() + 3400)
-    sink.stat(KEY)
-    assert job.service.calls.count("datastore") == 2
+    closed: list[ArtifactSink] = []
+    assert sink._opened is not None
+    first = sink._opened[0]
+    monkeypatch.setattr(first, "close", lambda: closed.append(first))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: sink.stat(KEY), range(8)))
+    assert job.service.calls.count("datastore") == 2  # all at once, and only one asks
+    assert closed == []  # an upload may still be using it
     sink.close()
+    assert closed == [first]
 
 
 def test_a_datastore_needs_no_run(job: Job) -> None:
@@ -129,7 +138,18 @@ def test_what_the_store_is_opened_with(section: dict[str, str], options: str) ->
 
 
 def test_without_a_secret_we_show_ourselves_who_we_are() -> None:
-    assert datastore._options({"accountName": "acc"}) == {"account_name": "acc", "anon": False}
+    options = {"account_name": "acc", "anon": False, "account_host": "acc.blob.core.windows.net"}
+    assert datastore._options({"accountName": "acc"}) == options
+    china = {"accountName": "acc", "endpoint": "core.chinacloudapi.cn", "protocol": "https"}
+    assert datastore._options(china) == {**options, "account_host": "acc.blob.core.chinacloudapi.cn"}
+
+
+def test_nobody_elses_account_stands_for_the_datastores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=other;AccountKey=c2VjcmV0")
+    with pytest.raises(ConfigError, match="AZURE_STORAGE_CONNECTION_STRING would send") as caught:
+        datastore._options({"accountName": "acc"})
+    assert "c2VjcmV0" not in str(caught.value)
+    assert datastore._options({"accountName": "acc", "accountKey": "a2V5"})["connection_string"].endswith("a2V5")
 
 
 def test_nothing_secret_is_shown_and_a_copy_means_the_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import ssl
 import sys
 import threading
 import time
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +19,7 @@ pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
 import urllib3
 
-from stagesink.errors import ConfigError
+from stagesink.errors import ConfigError, SinkAuthError
 from stagesink.sinks.mlflow import connection
 from stagesink.sinks.mlflow.address import Address
 
@@ -45,6 +46,7 @@ def basic(login: str) -> str:
     [
         (HOST, {}, None),
         (HOST, {"MLFLOW_TRACKING_TOKEN": "t0ken"}, "Bearer t0ken"),
+        (HOST, {"MLFLOW_TRACKING_TOKEN": " t0ken\r\n"}, "Bearer t0ken"),
         (HOST, {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "pä55"}, basic("me:pä55")),
         (
             HOST,
@@ -57,6 +59,14 @@ def basic(login: str) -> str:
 )
 def test_credentials_go_in_mlflows_own_order(address, environ, sent):
     assert connection.headers(address, environ).get("Authorization") == sent
+
+
+@pytest.mark.parametrize("token", ["s3cr3t\nX-Other: 1", "s3cr3t \u2026", "s3cr3t and more"])
+def test_what_is_no_token_is_refused_and_not_shown(token):
+    with pytest.raises(SinkAuthError, match="What MLFLOW_TRACKING_TOKEN holds is no token") as caught:
+        connection.headers(HOST, {"MLFLOW_TRACKING_TOKEN": token})
+    assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
+    assert token in connection.secrets(HOST, {"MLFLOW_TRACKING_TOKEN": token})
 
 
 def test_the_credentials_file_is_read(home):
@@ -127,8 +137,19 @@ def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path, variable, co
     path = tmp_path / "cert.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ConfigError, match=f"{variable} names no certificate that can be read"):
+    with pytest.raises(ConfigError, match=f"{variable} has no certificate that can be read"):
         connection.pool_manager(TLS_HOST, {variable: str(path)})
+
+
+def test_what_requests_trusts_may_be_a_folder_and_is_named_when_it_cannot_be_read(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    assert connection.pool_manager(TLS_HOST, {}).connection_pool_kw["ssl_context"].verify_mode == ssl.CERT_REQUIRED
+    for name, content in (("gone.pem", None), ("text.pem", "no certificate")):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
+        with pytest.raises(ConfigError, match="REQUESTS_CA_BUNDLE has no certificate that can be read"):
+            connection.pool_manager(TLS_HOST, {})
 
 
 def test_an_authority_and_no_check_contradict_each_other():
@@ -166,6 +187,7 @@ def test_a_proxys_login_is_sent_as_a_header(monkeypatch):
 def test_what_is_secret_is_known():
     environ = {"MLFLOW_TRACKING_TOKEN": "t0ken"}
     assert connection.secrets(TLS_HOST, environ) >= {"t0ken"}
+    assert connection.secrets(TLS_HOST, {"MLFLOW_TRACKING_TOKEN": "t0ken\n"}) >= {"t0ken\n", "t0ken"}
     both = connection.secrets(Address("http://me:p%2F55@host"), {})
     assert both >= {"p%2F55", "p/55", basic("me:p/55").removeprefix("Basic ")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from faults.proxy import Answer, FaultProxy
 from mlflow_servers import MlflowServer, mlflow_version
+from outside import python
 from servers import S3Server
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
@@ -47,6 +49,42 @@ def sink(proxy: FaultProxy) -> MlflowSink:
 @pytest.fixture
 def key(mlflow_s3_server: MlflowServer) -> ArtifactKey:
     return ArtifactKey(mlflow_s3_server.run(), "a b/größe.bin")
+
+
+_FORKED = """
+import os, threading
+from stagesink.sinks.mlflow.multipart import Multipart
+
+class Server:
+    "Takes its time, but for the child."
+    name = "server"
+    def request(self, *args, **options):
+        if os.getpid() == parent:
+            asked.set()
+            answers.wait()
+        raise SystemExit
+
+parent, asked, answers = os.getpid(), threading.Event(), threading.Event()
+multipart = Multipart(Server(), None, "http://server")
+thread = threading.Thread(target=multipart.takes, args=[1 << 40])
+thread.start()
+asked.wait()
+child = os.fork()
+if child == 0:
+    try:
+        multipart.takes(1 << 40)
+    except SystemExit:
+        os._exit(0)
+    os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+answers.set()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_is_forked_while_its_parent_asks_does_not_wait_for_it() -> None:
+    python(_FORKED, PYTHONWARNINGS="ignore")
 
 
 def calls(proxy: FaultProxy) -> list[str]:

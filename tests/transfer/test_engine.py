@@ -826,6 +826,27 @@ def test_files_beside_added_ones_stay_vouched_for_also_after_an_addition_that_di
     assert {check.status for check in verify(memory, list_committed(memory, RUN))} == {"ok"}
 
 
+@pytest.mark.parametrize(
+    ("path", "files", "adds"),
+    [("tree/logs", {"x": b"x"}, True), ("tree/logs", {"x": b"x"}, False), ("tree.tar.gz", None, False)],
+    ids=["added inside", "uploaded inside", "an archive of its name"],
+)
+def test_files_beside_added_ones_stay_vouched_for_whatever_else_is_uploaded_near_them(
+    path: str, files: dict[str, bytes] | None, adds: bool, memory: MemorySink
+) -> None:
+    Transfer(memory).run(plan({"a": b"a", "b": b"b"}))
+    changed = replace(plan({"a": b"A", "new": b"new"}), adds=True)
+    fail(Transfer(Failing(memory, {"tree/new": [SinkAuthError("no")]}), QUICK), changed)
+    near = one(b"archive", path) if files is None else replace(plan(files, path), adds=adds)
+    Transfer(memory).run(near)  # touches nothing of the tree
+    Transfer(memory).run(changed)
+    manifest = manifest_in(memory)
+    assert manifest is not None
+    assert {entry.path for entry in manifest.files} == {"a", "b", "new"}
+    assert {check.status for check in verify(memory, list_committed(memory, RUN))} == {"ok"}
+    assert not [name for name in everything(memory) if name.startswith(".stagesink")]
+
+
 def test_an_addition_vouches_for_nothing_that_a_failed_upload_was_to_replace(memory: MemorySink) -> None:
     Transfer(memory).run(plan({"a": b"a", "b": b"b"}))
     fail(Transfer(Failing(memory, {"tree/new": [SinkAuthError("no")]}), QUICK), plan({"a": b"A", "new": b"new"}))

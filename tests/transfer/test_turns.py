@@ -33,7 +33,7 @@ from stagesink.manifest import ManifestEntry
 from stagesink.sinks.memory import MemorySink
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.testing import FaultySink, fails
-from stagesink.transfer import Plan, Transfer, list_committed, turns, verify
+from stagesink.transfer import Plan, Transfer, alive, list_committed, turns, verify
 from stagesink.transfer.alive import is_dead, me
 from stagesink.transfer.notes import ALONE, Note, Notes, place_of
 from stagesink.transfer.read import list_objects
@@ -261,6 +261,17 @@ def test_a_process_is_not_dead_while_it_lives_and_is_when_its_id_has_another() -
     assert is_dead("nonsense") is False
 
 
+def test_where_nobody_can_tell_the_machine_no_two_processes_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alive, "_machine", lambda: alive._ANY)
+    monkeypatch.setattr(alive, "_started", lambda pid: None)
+    program = "from stagesink.transfer import alive; print(alive._ANY)"
+    theirs = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    assert me().startswith(f"{alive._ANY}-")
+    assert theirs != alive._ANY
+    for name in (me(), f"{theirs}-{os.getpid()}-0", f"{theirs}-999999999-0"):
+        assert is_dead(name) is False
+
+
 def test_a_note_from_elsewhere_that_does_not_change_is_stale_in_the_end(memory: MemorySink, impatient: None) -> None:
     elsewhere(memory)
     Transfer(memory, QUICK).run(plan({"a": b"1"}))
@@ -378,6 +389,18 @@ def test_what_a_journal_says_counts_only_if_nobody_else_has_written_since(memory
     receipts = Transfer(memory, QUICK, on_landed=journal).run(replace(what, landed=tuple(landed)))
     assert sorted(receipt.status for receipt in receipts) == (["uploaded"] * 2 if others else ["unchanged", "uploaded"])
     assert held(memory) == {"tree/a": b"mine", "tree/b": b"mine too"}
+    assert notes(memory) == []
+
+
+def test_a_mark_that_outlived_its_upload_goes_with_the_next_one_that_finds_all_there(memory: MemorySink) -> None:
+    busy = FaultySink(memory, fails("delete", TransientSinkError("busy")), notes=True)
+    with pytest.raises(TransferError):  # committed, and could not clear up
+        Transfer(busy, replace(QUICK, attempts=1), on_landed=lambda receipt: None).run(plan({"a": b"one", "b": b"two"}))
+    assert manifest_in(memory) is not None
+    assert [note for note in notes(memory) if note.rest == ("landing",)]
+    # The same bytes from other files: a kept upload has copies of its own once it has waited.
+    copies = plan({"a": bytes(bytearray(b"one")), "b": bytes(bytearray(b"two"))})
+    Transfer(memory, QUICK, on_landed=lambda receipt: None).run(copies)
     assert notes(memory) == []
 
 

@@ -201,9 +201,9 @@ def _check_output(output: Path, root: Path) -> None:
         raise ArchiveError(
             f"{output} lies inside the folder that it should archive.", hint="Write the archive to another folder."
         )
-    if output.is_dir():
+    if os.path.isdir(output):
         raise ArchiveError(f"{output} is a folder.", hint="Name the archive's file.")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise ArchiveError(f"The folder {output.parent} does not exist.", hint="Make it first, or name another one.")
 
 

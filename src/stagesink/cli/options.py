@@ -147,6 +147,7 @@ def open_uploader(
         config_dir,
         sink=sink,
         on_failure="raise",
+        background=False,  # a command tells what came of it
         workers=workers,
         verify=verify,
         progress="none" if quiet else None,

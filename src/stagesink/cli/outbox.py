@@ -262,6 +262,18 @@ def gc(
     out.show({"outbox": str(opened.path), "freed": freed}, f"Freed: {human_size(freed)}")
 
 
+def _is_folder(path: Path) -> bool:
+    from stagesink.errors import OutboxError
+
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise OutboxError(
+            f"The outbox {path} cannot be used: {error.strerror}.",
+            hint="Name another folder: --outbox, or artifacts.outbox.path.",
+        ) from error
+
+
 class Opened:
     """The outbox that is meant; None where there is none, for looking does not make one."""
 
@@ -274,7 +286,7 @@ class Opened:
         self.config: Config = load_config(config_dir, arguments={"outbox.path": path, "workers": workers})
         settings = self.config.artifacts.outbox
         self.path = Path(settings.path).absolute()
-        self.outbox: Outbox | None = open_outbox(settings) if make or self.path.is_dir() else None
+        self.outbox: Outbox | None = open_outbox(settings) if make or _is_folder(self.path) else None
 
     def runs(self) -> RunSync:
         from stagesink.runs.sync import RunSync

@@ -62,7 +62,10 @@ def run(
         raise typer.Exit(_NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUN) from error
     code = child.wait()
     until = (time.monotonic() if child.signalled_at is None else child.signalled_at) + deadline
-    _upload_rest(Opened(outbox, config_dir), child, until, out)
+    try:
+        _upload_rest(Opened(outbox, config_dir), child, until, out)
+    except StagesinkError as error:  # the command's own end is what counts
+        print_error(str(error))
     sys.stdout.flush()
     os._exit(code)  # not in order: an upload that hangs must not hold it up
 

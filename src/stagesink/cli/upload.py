@@ -13,7 +13,7 @@ import typer
 from stagesink.cli import options
 from stagesink.cli.options import examples
 from stagesink.cli.output import Output, count, human_size, table
-from stagesink.errors import StagesinkError
+from stagesink.errors import KeptInOutbox, StagesinkError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,12 +99,14 @@ def upload(
             landed = uploader.upload_plan(plan)
         except StagesinkError as error:
             raise _kept_instead(uploader, plan, error) from error
+        if any(receipt.status == "kept" for receipt in uploader.receipts):  # offline, or its run is on no server yet
+            raise KeptInOutbox(f"{plan.path} is kept in {os.path.abspath(uploader.config.artifacts.outbox.path)}.")
         _show_receipts(out, uploader, plan, landed=landed, seconds=time.monotonic() - start)
 
 
 def _kept_instead(uploader: ArtifactUploader, plan: Plan, error: StagesinkError) -> StagesinkError:
     """Keep what did not land, if it may land later; return what is to be said of it."""
-    from stagesink.errors import KeptInOutbox, OutboxError
+    from stagesink.errors import OutboxError
     from stagesink.keeping import can_wait, what_lands_it
 
     settings = uploader.config.artifacts.outbox
@@ -140,7 +142,7 @@ class _Chosen:
         from stagesink.transfer import plan_file, plan_packed_tree, plan_tree
 
         origin = provenance(uploader.stage)
-        as_folder = self.path.is_dir() or self.pack not in (None, "none")
+        as_folder = os.path.isdir(self.path) or self.pack not in (None, "none")
         if self.share is not None and not as_folder:
             raise typer.BadParameter(f"--rank is for a folder; {self.path} is a file.")
         if not as_folder:

@@ -130,6 +130,9 @@ class BackgroundUploader:
                 "This process ends, and %s may not be uploaded any more. It waits in %s: `stagesink sync` uploads it.",
                 *(entry.path, self.outbox.path),
             )
+        if not self._lanes:  # nobody would ever answer; a thread that can be started later still lands it
+            why = f"No thread could be started to upload {entry.path}."
+            _answer(job, OutboxError(why, hint="`stagesink sync` uploads it."))
         return job.future
 
     def flush(self, timeout: float | None = None) -> bool:

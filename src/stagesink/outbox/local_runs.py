@@ -309,7 +309,8 @@ class LocalRuns:
                 continue
             with run.turn():
                 files = [file for file in self.folder.glob(f"{glob.escape(run.run_id)}.*") if file.stem == run.run_id]
-                changed = max(file.stat().st_mtime for file in files)
+                # The lock was taken just now.
+                changed = max(file.stat().st_mtime for file in files if file.suffix != ".lock")
                 if time.time() - changed < older_than:
                     continue
                 freed += sum(file.stat().st_size for file in files)

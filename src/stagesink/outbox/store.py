@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -134,37 +134,22 @@ class Outbox:
             folder=self._entries / entry_id,
         )
         sources, packed = _sources_of(plan)
-        part = self._entries / f".{entry_id}"
         try:
             rows = self.rows()
             # Clocks go back, and of what waits for one place the newest is what lands.
-            entry = replace(entry, created=max([entry.created, *(row.created + 1e-5 for row in rows)]))
+            created = max([entry.created, *(row.created + 1e-5 for row in rows)])
+            entry = replace(entry, created=created, packed=packed)
             linkable = self._linkable(sources) if quick and self.settings.snapshot == "auto" else frozenset()
             copied = sum(size for path, _, size in sources if path not in linkable)
-            self._make_room(entry, rows, sum(size for _, _, size in sources), copied)
-            with self._lock(entry_id):
-                try:
-                    os.mkdir(part, 0o700)
-                    os.mkdir(part / FILES, 0o700)
-                    files = tuple(
-                        _take(number, path, source, part / FILES, may_link=path in linkable, sync=not quick)
-                        for number, (path, source, _) in enumerate(sources)
-                    )
-                    entry = replace(entry, files=files, packed=packed)
-                    _write(part / PLAN_FILE, entry.to_bytes(), sync=not quick)
-                    if not quick:
-                        settle(str(part / FILES))
-                        settle(str(part))
-                    os.rename(part, entry.folder)
-                except BaseException:
-                    shutil.rmtree(part, ignore_errors=True)
-                    raise
-            if not quick:
-                settle(str(self._entries))
+            with ExitStack() as claims:
+                gives_way = self._make_room(entry, rows, sum(size for _, _, size in sources), copied, claims)
+                entry = self._add(entry, sources, linkable, quick=quick)
+                with self._forgiving():
+                    self._reconciled(lambda: self._index.add([entry], quick=quick))
+                    for row in gives_way:
+                        self._give_way(row)
         except OSError as error:
             self._refuse(error)
-        with self._forgiving():
-            self._reconciled(lambda: self._index.add([entry], quick=quick))
         if why is not None:
             self.note_failed(entry.id, why)
         return entry
@@ -481,6 +466,32 @@ class Outbox:
         except OSError as error:
             self._refuse(error)
 
+    def _add(
+        self, entry: Entry, sources: Sequence[tuple[str, Source, int]], linkable: frozenset[str], *, quick: bool
+    ) -> Entry:
+        """Take the bytes, and let the entry appear once they are whole."""
+        part = self._entries / f".{entry.id}"
+        with self._lock(entry.id):
+            try:
+                os.mkdir(part, 0o700)
+                os.mkdir(part / FILES, 0o700)
+                files = tuple(
+                    _take(number, path, source, part / FILES, may_link=path in linkable, sync=not quick)
+                    for number, (path, source, _) in enumerate(sources)
+                )
+                entry = replace(entry, files=files)
+                _write(part / PLAN_FILE, entry.to_bytes(), sync=not quick)
+                if not quick:
+                    settle(str(part / FILES))
+                    settle(str(part))
+                os.rename(part, entry.folder)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+        if not quick:
+            settle(str(self._entries))
+        return entry
+
     def _linkable(self, sources: Sequence[tuple[str, Source, int]]) -> frozenset[str]:
         """Name what may be a hard link for now: large files that were never seen rewritten in place."""
         found = {
@@ -493,34 +504,65 @@ class Outbox:
             rewritten = self._reconciled(lambda: self._index.rewritten(list(found.values())))
         return frozenset(path for path, (place, _) in found.items() if place not in rewritten)
 
-    def _make_room(self, entry: Entry, rows: Sequence[Row], wanted: int, copied: int) -> None:
-        """Let go of what newer uploads have superseded, oldest first, until there is room; refuse when there is none.
+    def _make_room(self, entry: Entry, rows: Sequence[Row], wanted: int, copied: int, claims: ExitStack) -> list[Row]:
+        """See that there is room, at the cost of what the new entry supersedes, oldest first; refuse if there is none.
 
-        A link takes no room of the disk now, but counts for what the outbox may hold: its owner may delete the file.
+        Returns what gives way once the new one is there, held until then: nothing goes for one that never comes. Only a
+        disk that is full needs the room before. A link takes none of the disk now, but counts for what the outbox may
+        hold: its owner may delete the file.
         """
-        most, free = self.settings.max_bytes, self.settings.keep_free
-        used = sum(row.bytes for row in rows)
-        available = shutil.disk_usage(self._entries).free
-        superseded = iter([row for row in rows if not entry.upload.adds and _same_slot(row, entry)])
-        while (most is not None and used + wanted > most) or available < copied + free:
-            row = next(superseded, None)
-            if row is None:
-                limit = (
-                    f"{most:,} bytes are its most" if most is not None and used + wanted > most else "the disk is full"
-                )
-                raise OutboxFull(
-                    f"The outbox {self.path} has no room for {entry.path} ({wanted:,} bytes; {used:,} wait; {limit})."
-                )
-            with self.claim(row.id) as held:
-                if held is None:
-                    continue  # it is landing just now
-                _log.warning(
-                    "The outbox is full: %s of run %s, kept %s, gives way to a newer one and was NOT uploaded.",
-                    *(row.path, row.run_id, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created))),
-                )
-                self.remove(row.id)
+        most, used = self.settings.max_bytes, sum(row.bytes for row in rows)
+        lacking = self._lacks(copied)
+        if lacking <= 0 and (most is None or used + wanted <= most):
+            return []
+        superseded = [row for row in rows if not entry.upload.adds and _same_slot(row, entry)]
+        # What is landing just now gives way to nobody.
+        free = [row for row in superseded if claims.enter_context(self.claim(row.id)) is not None]
+        if most is not None and used + wanted - sum(row.bytes for row in free) > most:
+            raise self._full(entry, wanted, used, f"{most:,} bytes are its most")
+        if lacking > 0 and lacking > sum(map(self._frees, free)):
+            raise self._full(entry, wanted, used, "the disk is full")
+        gives_way = []
+        for row in free:
+            if self._lacks(copied) > 0:
+                self._give_way(row)
+            elif most is not None and used + wanted > most:
+                gives_way.append(row)
+            else:
+                break
             used -= row.bytes
-            available = shutil.disk_usage(self._entries).free
+        if self._lacks(copied) > 0:
+            raise self._full(entry, wanted, used, "the disk is full")
+        return gives_way
+
+    def _lacks(self, copied: int) -> int:
+        """Return how many bytes the disk lacks for so many more; not above 0 when it has room."""
+        return copied + self.settings.keep_free - shutil.disk_usage(self._entries).free
+
+    def _frees(self, row: Row) -> int:
+        """Return how many bytes the disk has back when an entry is removed: of what is shared, none."""
+        entry = self.entry(row.id)
+        if entry is None:
+            return 0
+        freed = 0
+        for file in entry.files:
+            with suppress(FileNotFoundError):
+                if file.how != "reflink" and os.lstat(entry.place(file)).st_nlink == 1:
+                    freed += file.size
+        return freed
+
+    def _give_way(self, row: Row) -> None:
+        """Remove an entry, which is held, for the sake of a newer one."""
+        _log.warning(
+            "The outbox is full: %s of run %s, kept %s, gives way to a newer one and was NOT uploaded.",
+            *(row.path, row.run_id, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created))),
+        )
+        self.remove(row.id)
+
+    def _full(self, entry: Entry, wanted: int, used: int, limit: str) -> OutboxFull:
+        return OutboxFull(
+            f"The outbox {self.path} has no room for {entry.path} ({wanted:,} bytes; {used:,} wait; {limit})."
+        )
 
 
 def _same_slot(row: Row, entry: Entry) -> bool:

@@ -67,13 +67,15 @@ class KeptRuns:
         OutboxError
             The outbox cannot be written.
         """
-        experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
-        by_id = self._experiment_by_id() if experiment is None and parent_run_id is None else None
+        by_id = None
+        if parent_run_id is None:  # else it goes where its parent is
+            experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or None
+            by_id = self._experiment_by_id() if experiment is None else None
         start = RunStart(
             run_id or new_run_id(),
             self._sink_uri,
             now_in_ms(),
-            experiment=experiment,
+            experiment=experiment or None,
             experiment_id=by_id,
             name=run_name,
             parent_run_id=parent_run_id,
@@ -103,8 +105,8 @@ class KeptRuns:
             run = self._make_outbox().runs.make(RunStart(run_id, self._sink_uri, now_in_ms(), joined=True))
         kept = KeptRun(run, is_new=False)
         missing = {name: value for name, value in (tags or {}).items() if name not in run.start.tags}
-        if missing and not run.start.joined:  # a server's run may have them, and keeps its own
-            kept.set_tags(missing)
+        if missing:
+            kept.add_tags(missing)
         return kept
 
     def of_this_process(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -183,6 +185,22 @@ class KeptRun:
         """
         _check_names(tags)
         self._run.add({"event": "tags", "tags": {name: str(value)[:LONGEST_TAG] for name, value in tags.items()}})
+
+    def add_tags(self, tags: Mapping[str, str]) -> None:
+        """Keep tags for what its server knows no value of.
+
+        Raises
+        ------
+        OutboxError
+            The outbox cannot be written.
+        """
+        added = {
+            "event": "tags",
+            "tags": {name: str(value)[:LONGEST_TAG] for name, value in tags.items()},
+            "adds": True,
+        }
+        if not any(event == added for _, event in self._run.events()):
+            self._run.add(added)
 
     def end(self, status: EndStatus) -> None:
         """Keep that it has ended, if it was begun here; one that was joined stays as it was.

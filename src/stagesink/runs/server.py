@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from stagesink.errors import ArtifactNotFound, SinkError
 from stagesink.runs.tracked import INVALID, LONGEST_TAG, PARENT_TAG, TrackingServer, in_peace
 from stagesink.sinks.protocol import TrackedSink
@@ -57,6 +59,9 @@ class MlflowRuns:
 
     def check(self, run_id: str) -> None:
         self._server.living_run(run_id)
+
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        return dict(self._server.living_run(run_id).data.tags)
 
     def history(self, run_id: str, key: str) -> set[Point]:
         doing = f"What run {run_id} has of {key} could not be looked up"

@@ -13,7 +13,7 @@ the journal says what is about to happen, and whoever finds that line looks at t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -33,6 +33,7 @@ from stagesink.sinks.runs import MOST_OTHERS, MOST_POINTS, Logged, LogRefused, N
 _log = logging.getLogger("stagesink")
 
 _SHOWN = 5
+_NAMES_A_RUN = "_run_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +66,19 @@ class _Batch:
     params: dict[tuple[str, str], None] = field(default_factory=dict)
     points: dict[Point, None] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    added_tags: dict[str, str] = field(default_factory=dict)
     end: int = 0
 
     def has_room(self) -> bool:
-        return len(self.points) < MOST_POINTS and max(len(self.params), len(self.tags)) < MOST_OTHERS
+        tags = len(self.tags) + len(self.added_tags)
+        return len(self.points) < MOST_POINTS and max(len(self.params), tags) < MOST_OTHERS
 
     def add(self, event: Event) -> None:
         kind = event.get("event")
         if kind == "params":
             self.params.update(dict.fromkeys((name, value) for name, value in event["params"].items()))
+        elif kind == "tags" and event.get("adds"):
+            self.added_tags = {**event["tags"], **self.added_tags}
         elif kind == "tags":
             self.tags.update(event["tags"])
         elif kind == "metrics":
@@ -81,9 +86,15 @@ class _Batch:
             points = (Point(name, float(value), time, step) for name, value in event["metrics"].items())
             self.points.update(dict.fromkeys(points))
 
-    def logged(self, known: set[Point]) -> Logged:
+    def logged(self, known: set[Point], tags: Mapping[str, str], renamed: Mapping[str, str]) -> Logged:
+        """Return what the server does not have, with its own ids of runs that tags name."""
         points = tuple(each for each in self.points if each.shown not in known)
-        return Logged(tuple(self.params), points, tuple(self.tags.items()))
+        added = {name: value for name, value in self.added_tags.items() if name not in tags}
+        told = {
+            name: renamed.get(value, value) if name.endswith(_NAMES_A_RUN) else value
+            for name, value in {**added, **self.tags}.items()
+        }
+        return Logged(tuple(self.params), points, tuple(told.items()))
 
 
 class RunSync:
@@ -99,6 +110,7 @@ class RunSync:
         self._servers: dict[str, RunServer] = {}
         self._here: dict[tuple[str, str], str] = {}
         self._failed: dict[tuple[str, str], StagesinkError] = {}
+        self._under_way: set[str] = set()
 
     def run_of(self, entry: Entry, sink: ArtifactSink) -> str:
         """Return the run to land an entry in; it is made, and told what is known of it, when it is not there yet."""
@@ -169,7 +181,7 @@ class RunSync:
         if uri not in self._servers:
             self._servers[uri] = run_server(sink)
         server = self._servers[uri]
-        parent, tags = self._relations(run, sink)  # before the turn: each run's turn is taken alone
+        parent, tags, there = self._relations(run, sink)  # before the turn: each run's turn is taken alone
         with run.turn():
             told = run.told(uri)
             run_id, is_new = told.run_id, False
@@ -177,20 +189,28 @@ class RunSync:
                 run_id, is_new = self._made(run, uri, server, parent, tags)
             else:
                 server.check(run_id)
-            self._tell(run, uri, server, run_id, is_new=is_new)
+            self._tell(run, uri, server, run_id, there, is_new=is_new)
         return run_id
 
-    def _relations(self, run: LocalRun, sink: TrackedSink) -> tuple[str | None, dict[str, str]]:
-        """Return the parent and the tags, with servers' ids for local ones; the runs they name come first."""
-        named = {name: value for name, value in run.start.tags.items() if name.endswith("_run_id")}
-        there: dict[str, str] = {}
-        for local_id in {*named.values(), *([run.start.parent_run_id] if run.start.parent_run_id else [])}:
-            other = self._outbox.runs.get(local_id)
-            if other is not None and not other.start.joined and other.start.time <= run.start.time and other != run:
-                there[local_id] = self.bring(local_id, sink)
-        tags = {name: there.get(value, value) if name in named else value for name, value in run.start.tags.items()}
+    def _relations(self, run: LocalRun, sink: TrackedSink) -> tuple[str | None, dict[str, str], dict[str, str]]:
+        """Return parent and tags with servers' ids for local ones, and those ids; the runs they name come first."""
         parent = run.start.parent_run_id
-        return (None if parent is None else there.get(parent, parent)), tags
+        all_tags = [run.start.tags, *(event["tags"] for _, event in run.events() if event.get("event") == "tags")]
+        named = {value for tags in all_tags for name, value in tags.items() if name.endswith(_NAMES_A_RUN)}
+        there: dict[str, str] = {}
+        self._under_way.add(run.run_id)
+        try:
+            for local_id in {*named, *([parent] if parent is not None else [])} - self._under_way:
+                other = self._outbox.runs.get(local_id)
+                if other is not None and not other.start.joined:
+                    there[local_id] = self.bring(local_id, sink)
+        finally:
+            self._under_way.remove(run.run_id)
+        tags = {
+            name: there.get(value, value) if name.endswith(_NAMES_A_RUN) else value
+            for name, value in run.start.tags.items()
+        }
+        return (None if parent is None else there.get(parent, parent)), tags, there
 
     def _made(
         self, run: LocalRun, uri: str, server: RunServer, parent: str | None, tags: dict[str, str]
@@ -215,7 +235,9 @@ class RunSync:
         run.note(uri, run_id=run_id)
         return run_id, found is None
 
-    def _tell(self, run: LocalRun, uri: str, server: RunServer, run_id: str, *, is_new: bool) -> None:
+    def _tell(
+        self, run: LocalRun, uri: str, server: RunServer, run_id: str, there: Mapping[str, str], *, is_new: bool
+    ) -> None:
         told = run.told(uri)
         # What was kept because its server did not answer may have arrived all the same.
         doubtful = run.start.joined or not (is_new or told.sent)
@@ -225,7 +247,7 @@ class RunSync:
             if uncertain:
                 for key in {point.key for point in batch.points}:
                     known |= server.history(run_id, key)
-            logged = batch.logged(known)
+            logged = batch.logged(known, server.tags(run_id) if batch.added_tags else {}, there)
             if logged:
                 run.note(uri, sending=batch.end)
                 for request in logged.requests():

@@ -109,6 +109,10 @@ class RunServer(Protocol):
         """See that the run is there, or raise :class:`~stagesink.errors.RunNotFound`."""
         ...
 
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        """Return the tags that the run has."""
+        ...
+
     def history(self, run_id: str, key: str) -> set[Point]:
         """Return the points of one metric that the run has, as :attr:`Point.shown` shows them."""
         ...

@@ -124,6 +124,7 @@ class StageTracker:
         with self._facade.guard(f"Run {self.run_id} is still shown as running"):
             if run is not None:
                 self._end(run, self._end_status(error))
+        self._rest = None
         self._sink = self._given_sink
         self._facade.close()
 
@@ -221,11 +222,11 @@ class StageTracker:
                 try:
                     tell(self._run)
                     told = isinstance(self._run, TrackedRun)
-                except TransientSinkError as error:
+                except (TransientSinkError, SinkAuthError) as error:
                     tell(self._kept_instead(error))
         return told
 
-    def _kept_instead(self, error: TransientSinkError) -> KeptRun:
+    def _kept_instead(self, error: TransientSinkError | SinkAuthError) -> KeptRun:
         """Return where to keep what the server did not take just now."""
         kept = self._kept
         if kept is None or self.run_id is None or self._facade.failure_policy != "keep":
@@ -238,7 +239,7 @@ class StageTracker:
     def _end(self, run: TrackedRun | KeptRun, status: EndStatus) -> None:
         try:
             run.end(status)
-        except TransientSinkError as error:
+        except (TransientSinkError, SinkAuthError) as error:
             if not (isinstance(run, TrackedRun) and run.is_new):
                 raise
             self._kept_instead(error).set_end(status)

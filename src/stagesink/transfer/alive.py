@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import secrets
 from pathlib import Path
 
 _UNKNOWN = "0"
+_ANY = f"x{secrets.token_hex(6)}"  # of a process that cannot tell its machine: no other one's name may be the same
 
 
 def me() -> str:
@@ -20,7 +22,7 @@ def is_dead(who: str) -> bool:
     """Tell whether the process of that name is surely gone. False for one on another machine, of which nobody knows."""
     machine, _, rest = who.partition("-")
     pid, _, started = rest.partition("-")
-    if machine == _UNKNOWN or machine != _machine() or not pid.isdecimal():
+    if machine == _ANY or machine != _machine() or not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)  # not by /proc alone, which may hide other users' processes
@@ -39,7 +41,7 @@ def _machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
-        return _UNKNOWN  # not Linux: only time tells who is dead
+        return _ANY  # not Linux: only time tells who is dead
     return hashlib.sha256(f"{os.uname().nodename} {boot} {namespace}".encode()).hexdigest()[:12]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar, cast
 
 from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, MemorySource, Receipt, StoredArtifact, lies_under
@@ -42,6 +43,8 @@ T = TypeVar("T")
 _ELSEWHERE = "Choose another artifact path, or upload the whole of that anew."
 _STAT_UP_TO = 2  # objects; for more one listing costs fewer round trips
 _BEFORE, _BESIDE = "before", "beside"
+_LASTING = ((_BEFORE,), (_BESIDE,))
+_MARK = ("landing",)
 
 
 class Effort:
@@ -215,7 +218,9 @@ class Run:
             self._take_turn()
         place = place_of([self.plan.path])
         left = [note for note in self.turn.seen if note.kind == "part" and note.meets(place)]
-        self.untouched = [note for note in left if note in (self._lasting(_BEFORE), self._lasting(_BESIDE))]
+        own = (self._lasting(_BEFORE), self._lasting(_BESIDE))
+        left = [note for note in left if note.rest not in _LASTING or self.retry.call(partial(self._concerns, note))]
+        self.untouched = [note for note in left if note in own]
         self.parts = [note for note in left if note not in self.untouched]
         if self.previous is None:
             self.retry.call(self._take_up)
@@ -225,6 +230,18 @@ class Run:
             if self.plan.landed:
                 named = () if self.previous is None else self.previous.objects()
                 self._see_what_is_there((*self.plan.landed, *named))
+
+    def _concerns(self, note: Note) -> bool:
+        """Tell whether what a killed upload left is this one's to go on from, or says what it is about to change.
+
+        Else it is another upload's, in a folder above or below, or an archive's of the same name: that one needs it.
+        """
+        try:
+            manifest = Manifest.from_bytes(self.turn.notes.read(note))
+        except (ArtifactNotFound, ManifestError):
+            return True
+        own = {item.key.path for item in self.plan.objects}
+        return manifest.path == self.plan.path or not own.isdisjoint(entry.path for entry in manifest.objects())
 
     def _take_turn(self) -> None:
         while True:
@@ -353,7 +370,7 @@ class Run:
     def _mark(self) -> Note:
         """Name this very upload. Whoever else writes here takes its mark away before the first change."""
         sources = sorted((item.key.path, str(item.source.fingerprint())) for item in self.plan.objects)
-        return Note("part", place_of([self.plan.path]), group_of(self.plan.path, sources), ("landing",))
+        return Note("part", place_of([self.plan.path]), group_of(self.plan.path, sources), _MARK)
 
     def mark(self) -> None:
         """Say before the first change that what this upload brings over is nobody else's: see :meth:`_mark`.
@@ -475,7 +492,9 @@ class Run:
         if self.previous is None or not self.committed or not manifest.same_content(self.previous):
             last = self.turn is not self._group_turn and not self.untouched and not self.marked
             self._put_manifest(manifest, self.turn, last=last)
-        for note in (*self.untouched, *([self._mark()] if self.marked else [])):
+        # Marks of others too: of what they had brought over nothing is theirs any more.
+        marks = [note for note in self.parts if note.rest == _MARK]
+        for note in (*self.untouched, *marks, *([self._mark()] if self.marked else [])):
             self.retry.call(lambda note=note: self.turn.notes.remove(note))  # type: ignore[misc]
 
     def _put_manifest(self, manifest: Manifest, turn: Turn, *, last: bool) -> None:

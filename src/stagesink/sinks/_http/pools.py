@@ -7,7 +7,8 @@ import os
 import re
 import socket
 import ssl
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,7 +18,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import make_headers
 
-from stagesink.errors import MissingExtra
+from stagesink.errors import ConfigError, MissingExtra
 
 SECONDS = 120.0
 """How long one answer may take unless somebody says otherwise."""
@@ -159,8 +160,32 @@ def default_context() -> ssl.SSLContext:
         except ImportError:
             return context
         bundle = certifi.where()
-    context.load_verify_locations(bundle)
+    trust(context, bundle, "REQUESTS_CA_BUNDLE")
     return context
+
+
+def trust(context: ssl.SSLContext, authorities: str, named: str) -> None:
+    """Trust what a PEM file holds too, or a folder of them, as requests does.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read.
+    """
+    with reading_certificates(named):
+        context.load_verify_locations(**{"capath" if os.path.isdir(authorities) else "cafile": authorities})
+
+
+@contextmanager
+def reading_certificates(named: str) -> Iterator[None]:
+    """Raise ConfigError for what is no certificate, or cannot be read, with ``named`` for where that was said."""
+    try:
+        yield
+    except OSError as error:  # SSLError too
+        raise ConfigError(
+            f"{named} has no certificate that can be read ({type(error).__name__}).",
+            hint="It takes the path of a PEM file.",
+        ) from error
 
 
 @cache
@@ -168,7 +193,7 @@ def _shared_context(bundle: str | None, system: str | None, authorities: tuple[s
     """Make the context once for all connections that trust the same; the variables are here to be told apart by."""
     context = default_context()
     for authority in authorities:
-        context.load_verify_locations(authority)
+        trust(context, authority, authority)
     return context
 
 

@@ -164,7 +164,7 @@ def _parse(uri: str, environ: Mapping[str, str]) -> Address:
     workspace = Workspace(service, *(unquote(found[name]) for name in ("subscription", "group", "workspace")))
     rest = found["rest"] or ""
     if store := _datastore_of(rest):
-        return Address(workspace, datastore=store)
+        return Address(workspace, _experiments(environ), store)  # the job's, which renew its token
     experiments = _experiments(environ)
     if run := _RUN.match(rest):
         if run["run"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
@@ -18,6 +20,7 @@ from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.sinks.registry import open_sink
 
 _MARGIN = 300.0  # seconds before its end, or half of a shorter time: a large object must land before
+_ANOTHER = "AZURE_STORAGE_CONNECTION_STRING"  # goes before an account's name in every client
 _LEAST = 10.0  # seconds: what has ended when it comes does so by this machine's clock alone
 
 
@@ -54,6 +57,8 @@ class DatastoreSink:
         self._options = dict(storage_options)
         self._reopen = reopen
         self._opened: tuple[ArtifactSink, float | None] | None = None
+        self._replaced: list[ArtifactSink] = []  # uploads may still be using them
+        self._locks: dict[int, threading.Lock] = {}  # by process id: a fork may come while the parent holds its own
 
     @property
     def uri(self) -> str:
@@ -90,15 +95,20 @@ class DatastoreSink:
     def close(self) -> None:
         """Let go of connections."""
         if self._opened is not None:
-            self._opened[0].close()
+            self._replaced.append(self._opened[0])
             self._opened = None
+        while self._replaced:
+            self._replaced.pop().close()
         self._http.close()
 
     def _inner(self) -> ArtifactSink:
-        opened = self._opened  # two threads may both ask: either answer serves
-        if opened is None or (opened[1] is not None and opened[1] <= time.monotonic()):
-            opened = self._opened = self._open()
-        return opened[0]
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
+            opened = self._opened
+            if opened is None or (opened[1] is not None and opened[1] <= time.monotonic()):
+                if opened is not None:
+                    self._replaced.append(opened[0])
+                opened = self._opened = self._open()
+            return opened[0]
 
     def _open(self) -> tuple[ArtifactSink, float | None]:
         section = _section(self._http, self._address.workspace, self._datastore.name)
@@ -134,7 +144,13 @@ def _section(http: HttpClient, workspace: Workspace, name: str) -> Mapping[str, 
 
 
 def _options(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the storage options of ``az://``: a connection string where the service hands out something secret."""
+    """Return the storage options of ``az://``: a connection string where the service hands out something secret.
+
+    Raises
+    ------
+    ConfigError
+        It hands out nothing, and the environment names another account.
+    """
     account = section["accountName"]
     endpoint, protocol = section.get("endpoint") or "core.windows.net", section.get("protocol") or "https"
     store = f"{protocol}://{account}.blob.{endpoint}"
@@ -145,7 +161,14 @@ def _options(section: Mapping[str, Any]) -> dict[str, Any]:
         return {"connection_string": f"{place};SharedAccessSignature={str(sas).lstrip('?')}"}
     if key := section.get("accountKey"):
         return {"connection_string": f"{place};AccountKey={key}"}
-    return {"account_name": account, "anon": False}  # we show ourselves who we are
+    # We show ourselves who we are; to nobody else, so nothing may stand for another account.
+    if os.environ.get(_ANOTHER):
+        raise ConfigError(
+            f"{_ANOTHER} would send what is put into this datastore to its own account.",
+            hint=f"Unset {_ANOTHER} for this process.",
+        )
+    host = {} if _is_address(endpoint) else {"account_host": f"{account}.blob.{endpoint}"}
+    return {"account_name": account, "anon": False, **host}
 
 
 def _is_address(endpoint: str) -> bool:

@@ -78,8 +78,19 @@ class WorkspaceRuns:
         return run.local_id
 
     def check(self, run_id: str) -> None:
+        self._run(run_id)
+
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        data = self._run(run_id).get("data")
+        found = data.get("tags") if isinstance(data, Mapping) else None
+        return {each["key"]: each.get("value", "") for each in found or ()}
+
+    def _run(self, run_id: str) -> Mapping[str, Any]:
         doing = f"Run {run_id} could not be looked up"
-        self._tracking.call("GET", f"runs/get?run_id={quote(run_id, safe='')}", doing)
+        answer = self._tracking.call("GET", f"runs/get?run_id={quote(run_id, safe='')}", doing)
+        self._tracking.text(answer, doing, "run", "info", "run_id")
+        run: Mapping[str, Any] = answer["run"]
+        return run
 
     def history(self, run_id: str, key: str) -> set[Point]:
         doing = f"What run {run_id} has of {key} could not be looked up"

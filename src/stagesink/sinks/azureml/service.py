@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from json import loads
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -261,7 +262,7 @@ def error_of(
     """
     status = response.status
     if 200 <= status < 300:
-        return None
+        return _no_service(doing, name) if _is_a_page(response) else None
     kind = (kind_of_status(status) if status >= 400 else SinkError) or SinkError
     said = json_of(response).get("error")
     code = said.get("code") if isinstance(said, Mapping) else None
@@ -277,6 +278,18 @@ def error_of(
     if missing is RunNotFound:
         return RunNotFound(message, hint="Check the run id, and that it is a run of this workspace.")
     return missing(message)
+
+
+def _is_a_page(response: BaseHTTPResponse) -> bool:
+    """Tell what a proxy answers in the service's place: its own answers are JSON, or nothing."""
+    body = response.data.strip()
+    if not body or body.startswith(b"{"):
+        return False
+    try:
+        loads(body)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _no_service(doing: str, name: str) -> SinkError:

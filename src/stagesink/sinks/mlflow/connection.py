@@ -12,6 +12,7 @@ import math
 import os
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from urllib.parse import unquote
 from urllib3.util import make_headers
 
 from stagesink._version import __version__
-from stagesink.errors import ConfigError
+from stagesink.errors import ConfigError, SinkAuthError
 from stagesink.sinks._http import pools
 from stagesink.sinks._http.client import Hints
 from stagesink.sinks.mlflow.address import Address
@@ -71,11 +72,13 @@ def headers(address: Address, environ: Mapping[str, str] = os.environ) -> dict[s
 
 def secrets(address: Address, environ: Mapping[str, str] = os.environ) -> frozenset[str]:
     """Collect what must not be shown: passwords and tokens, as they are and as they are sent."""
-    found = {environ.get("MLFLOW_TRACKING_TOKEN", ""), environ.get("MLFLOW_TRACKING_PASSWORD", "")}
+    token = environ.get("MLFLOW_TRACKING_TOKEN", "")
+    found = {token, token.strip(), environ.get("MLFLOW_TRACKING_PASSWORD", "")}
     if address.login is not None:
         found |= {address.login[1], unquote(address.login[1])}
-    if sent := _authorization(address, environ):
-        found.add(sent.partition(" ")[2])
+    with suppress(SinkAuthError):  # whoever sends it says so
+        if sent := _authorization(address, environ):
+            found.add(sent.partition(" ")[2])
     return frozenset(secret for secret in found if len(secret) >= 4)
 
 
@@ -112,7 +115,12 @@ def _authorization(address: Address, environ: Mapping[str, str]) -> str | None:
         password = environ.get("MLFLOW_TRACKING_PASSWORD") or from_file.get("mlflow_tracking_password", "")
     if name and password:
         return make_headers(basic_auth=_latin(f"{name}:{password}"))["authorization"]
-    token = environ.get("MLFLOW_TRACKING_TOKEN")
+    token = environ.get("MLFLOW_TRACKING_TOKEN", "").strip()  # files of secrets often end in a line break
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise SinkAuthError(
+            "What MLFLOW_TRACKING_TOKEN holds is no token: it has characters that none has.",
+            hint="Set MLFLOW_TRACKING_TOKEN to the token alone, or take it away.",
+        )
     return f"Bearer {token}" if token else None
 
 
@@ -161,24 +169,13 @@ def _ssl_context(environ: Mapping[str, str]) -> ssl.SSLContext:
         )
     context = pools.default_context()
     if authorities:
-        is_folder = os.path.isdir(authorities)
-        with_authorities = {"capath": authorities} if is_folder else {"cafile": authorities}
-        _loading("MLFLOW_TRACKING_SERVER_CERT_PATH", lambda: context.load_verify_locations(**with_authorities))
+        pools.trust(context, authorities, "MLFLOW_TRACKING_SERVER_CERT_PATH")
     if own := environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
-        _loading("MLFLOW_TRACKING_CLIENT_CERT_PATH", lambda: context.load_cert_chain(own))
+        with pools.reading_certificates("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
+            context.load_cert_chain(own)
     if insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
-
-
-def _loading(variable: str, load: Any) -> None:
-    try:
-        load()
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"{variable} names no certificate that can be read ({type(error).__name__}).",
-            hint="It takes the path of a PEM file.",
-        ) from error
 
 
 def _is_true(variable: str, environ: Mapping[str, str]) -> bool:

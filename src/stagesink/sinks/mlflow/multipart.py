@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import threading
 from contextlib import suppress
@@ -40,7 +41,7 @@ class Multipart:
         self._http = http
         self._store = store
         self._server = server
-        self._asking = threading.Lock()
+        self._asking: dict[int, threading.Lock] = {}  # by process id: a fork may come while the parent holds its own
         self._offered: bool | None = None
         self._reached = False
         self._parts = PartSender()
@@ -49,7 +50,7 @@ class Multipart:
         """Tell whether an object of this many bytes goes this way."""
         if size < max(1, connection.bytes_from("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", _LARGE)):
             return False
-        with self._asking:  # once for all objects that start together
+        with self._asking.setdefault(os.getpid(), threading.Lock()):  # once for all objects that start together
             if self._offered is None:
                 asked = connection.switch("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
                 self._offered = self._ask() if asked is None else asked

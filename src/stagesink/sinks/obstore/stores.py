@@ -44,7 +44,13 @@ def make(settings: Settings) -> Any:
         "timeout": _NO_LIMIT,
     }
     if settings.authorities:
-        client["root_certificate"] = b"\n".join(Path(name).read_bytes() for name in settings.authorities)
+        try:
+            client["root_certificate"] = b"\n".join(Path(name).read_bytes() for name in settings.authorities)
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename} cannot be read: {error.strerror}.",
+                hint="The variables AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and SSL_CERT_FILE name PEM files.",
+            ) from error
     retry = {"max_retries": 0, "retry_timeout": timedelta(0)}  # retrying is the engine's
     try:
         return never_dropped_in_children(
