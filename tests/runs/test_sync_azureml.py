@@ -122,8 +122,8 @@ def test_a_workspace_that_cannot_be_reached_is_said_and_keeps_what_waits(
 def test_a_proxys_page_is_taken_for_no_answer(job: Job, outbox: Outbox, model: Path, path: str) -> None:
     above, below = search(model)
     job.lines.front.plan(Answer(200, body=b"<!DOCTYPE html><html>Please sign in</html>"), times=1000, path=path)
-    errors = [each.error for each in sync(outbox)]
-    assert [type(error) for error in errors] == [SinkError, SinkError]
+    errors = [each.error for each in sync(outbox) if each.error is not None]
+    assert {type(error) for error in errors} == {SinkError}
     assert "a proxy's page looks like this" in str(errors[0])
     assert outbox.runs.waiting()
     job.lines.front.forget()

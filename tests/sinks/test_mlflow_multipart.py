@@ -84,7 +84,7 @@ thread.join()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_child_that_is_forked_while_its_parent_asks_does_not_wait_for_it() -> None:
-    python(_FORKED, PYTHONWARNINGS="ignore")
+    python(_FORKED, PYTHONWARNINGS="ignore", MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD="")
 
 
 def calls(proxy: FaultProxy) -> list[str]:

@@ -346,7 +346,10 @@ def test_without_mlflow_it_is_said_what_to_install(
     assert "pip install 'stagesink[mlflow]'" in caplog.text
 
 
-def test_what_the_server_refuses_is_one_line(server: MlflowServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_server_refuses_is_one_line(
+    server: MlflowServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGESINK_OUTBOX_ENABLED", "false")  # with it, it waits
     with (
         FaultProxy(server.port) as proxy,
         MLflowTrainingTracker(sink=f"mlflow+http://127.0.0.1:{proxy.port}") as tracker,
