@@ -195,8 +195,14 @@ class RunSync:
     def _relations(self, run: LocalRun, sink: TrackedSink) -> tuple[str | None, dict[str, str], dict[str, str]]:
         """Return parent and tags with servers' ids for local ones, and those ids; the runs they name come first."""
         parent = run.start.parent_run_id
-        all_tags = [run.start.tags, *(event["tags"] for _, event in run.events() if event.get("event") == "tags")]
-        named = {value for tags in all_tags for name, value in tags.items() if name.endswith(_NAMES_A_RUN)}
+        unsent = run.events(run.told(bare_uri(sink.uri)).sent)
+        all_tags = [run.start.tags, *(event.get("tags") for _, event in unsent if event.get("event") == "tags")]
+        named = {
+            value
+            for tags in all_tags
+            for name, value in (tags.items() if isinstance(tags, Mapping) else ())  # a line may be damaged
+            if name.endswith(_NAMES_A_RUN) and isinstance(value, str)
+        }
         there: dict[str, str] = {}
         self._under_way.add(run.run_id)
         try:
