@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ import pytest
 from stagesink.artifacts import ArtifactKey, FileSource, Fingerprint, MemorySource
 from stagesink.errors import OutboxError, OutboxFull, SourceChanged, SourceNotFound
 from stagesink.outbox import index
+from stagesink.outbox.entry import Entry
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.transfer import plan_packed_tree, plan_tree
@@ -255,6 +256,26 @@ def test_what_takes_no_room_of_a_full_disk_does_not_give_way(
     with pytest.raises(OutboxFull, match="the disk is full"):
         outbox.keep(plan_tree("run", "checkpoint", larger(tmp_path / "next", 1 << 20)), SINK)
     assert outbox.entries() == [old]
+
+
+def test_no_more_is_held_than_what_gives_way(
+    settings: OutboxSettings, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(replace(settings, max_bytes=5 << 20))
+    for name in ("checkpoint-1", "checkpoint-2"):
+        outbox.keep(plan_tree("run", name, checkpoint), SINK, stage="training", slot="checkpoint")
+    held: list[str] = []
+    claim = Outbox.claim
+
+    def noting(self: Outbox, entry_id: str, **options: float) -> AbstractContextManager[Entry | None]:
+        held.append(entry_id)
+        return claim(self, entry_id, **options)
+
+    monkeypatch.setattr(Outbox, "claim", noting)
+    oldest = outbox.rows()[0]
+    outbox.keep(plan_tree("run", "checkpoint-3", checkpoint), SINK, stage="training", slot="checkpoint")
+    assert held == [oldest.id]
+    assert [row.path for row in outbox.rows()] == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_what_lands_just_now_is_not_thrown_away(settings: OutboxSettings, checkpoint: Path) -> None:

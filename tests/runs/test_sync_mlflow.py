@@ -172,6 +172,23 @@ def test_runs_that_tags_of_a_joined_run_name_are_the_servers(
     assert tags["stagesink.stage"] == "training"
 
 
+def test_runs_that_name_each_other_are_made_in_their_order(
+    server: MlflowServer, client: Any, outbox: Outbox, experiment: str, offline: None
+) -> None:
+    with MLflowSweepTracker(sink=server.sink_uri, experiment=experiment) as sweep:
+        with sweep.trial(7) as trial:
+            pass
+        with MLflowTrainingTracker(sink=server.sink_uri, experiment=experiment, sweep_run_id=sweep.run_id) as training:
+            pass
+        sweep.set_tags({"best_run_id": str(trial.run_id), "trained_run_id": str(training.run_id)})
+    synced(outbox)
+    above, below, trained = (the_run(client, experiment, each.run_id) for each in (sweep, trial, training))
+    assert below.data.tags["mlflow.parentRunId"] == above.info.run_id
+    assert trained.data.tags["stagesink.sweep_run_id"] == above.info.run_id
+    assert above.data.tags["best_run_id"] == below.info.run_id
+    assert above.data.tags["trained_run_id"] == trained.info.run_id
+
+
 def test_tags_of_a_run_that_was_joined_without_its_server_are_added(
     server: MlflowServer, client: Any, outbox: Outbox, experiment: str, offline: None
 ) -> None:

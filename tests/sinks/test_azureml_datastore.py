@@ -134,22 +134,23 @@ def test_a_signature_that_the_store_refuses(job: Job) -> None:
     ],
 )
 def test_what_the_store_is_opened_with(section: dict[str, str], options: str) -> None:
-    assert datastore._options(section) == {"connection_string": options}
+    assert datastore._options(section, {}) == {"connection_string": options}
 
 
 def test_without_a_secret_we_show_ourselves_who_we_are() -> None:
     options = {"account_name": "acc", "anon": False, "account_host": "acc.blob.core.windows.net"}
-    assert datastore._options({"accountName": "acc"}) == options
+    assert datastore._options({"accountName": "acc"}, {}) == options
     china = {"accountName": "acc", "endpoint": "core.chinacloudapi.cn", "protocol": "https"}
-    assert datastore._options(china) == {**options, "account_host": "acc.blob.core.chinacloudapi.cn"}
+    assert datastore._options(china, {}) == {**options, "account_host": "acc.blob.core.chinacloudapi.cn"}
 
 
 def test_nobody_elses_account_stands_for_the_datastores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=other;AccountKey=c2VjcmV0")
     with pytest.raises(ConfigError, match="AZURE_STORAGE_CONNECTION_STRING would send") as caught:
-        datastore._options({"accountName": "acc"})
+        datastore._options({"accountName": "acc"}, {})
     assert "c2VjcmV0" not in str(caught.value)
-    assert datastore._options({"accountName": "acc", "accountKey": "a2V5"})["connection_string"].endswith("a2V5")
+    datastore._options({"accountName": "acc"}, {"connection_string": "AccountName=acc;AccountKey=a2V5"})  # goes first
+    assert datastore._options({"accountName": "acc", "accountKey": "a2V5"}, {})["connection_string"].endswith("a2V5")
 
 
 def test_nothing_secret_is_shown_and_a_copy_means_the_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

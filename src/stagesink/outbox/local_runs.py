@@ -310,7 +310,8 @@ class LocalRuns:
             with run.turn():
                 files = [file for file in self.folder.glob(f"{glob.escape(run.run_id)}.*") if file.stem == run.run_id]
                 # The lock was taken just now.
-                changed = max(file.stat().st_mtime for file in files if file.suffix != ".lock")
+                told = [file.stat().st_mtime for file in files if file.suffix != ".lock"]
+                changed = max(told, default=time.time())  # none: somebody else has just forgotten it
                 if time.time() - changed < older_than:
                     continue
                 freed += sum(file.stat().st_size for file in files)

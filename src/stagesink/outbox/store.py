@@ -516,12 +516,23 @@ class Outbox:
         if lacking <= 0 and (most is None or used + wanted <= most):
             return []
         superseded = [row for row in rows if not entry.upload.adds and _same_slot(row, entry)]
-        # What is landing just now gives way to nobody.
-        free = [row for row in superseded if claims.enter_context(self.claim(row.id)) is not None]
-        if most is not None and used + wanted - sum(row.bytes for row in free) > most:
+        short = 0 if most is None else used + wanted - most
+        if short > sum(row.bytes for row in superseded):
             raise self._full(entry, wanted, used, f"{most:,} bytes are its most")
-        if lacking > 0 and lacking > sum(map(self._frees, free)):
+        if lacking > 0 and lacking > sum(map(self._frees, superseded)):
             raise self._full(entry, wanted, used, "the disk is full")
+        free: list[Row] = []
+        given, freed = 0, 0
+        for row in superseded:  # no more than it takes: each that is held is an open file
+            if given >= short and freed >= lacking:
+                break
+            if claims.enter_context(self.claim(row.id)) is not None:  # what is landing just now gives way to nobody
+                free.append(row)
+                given += row.bytes
+                freed += self._frees(row) if lacking > 0 else 0
+        if given < short or freed < lacking:
+            limit = "the disk is full" if freed < lacking else f"{most:,} bytes are its most"
+            raise self._full(entry, wanted, used, limit)
         gives_way = []
         for row in free:
             if self._lacks(copied) > 0:
@@ -540,14 +551,17 @@ class Outbox:
         return copied + self.settings.keep_free - shutil.disk_usage(self._entries).free
 
     def _frees(self, row: Row) -> int:
-        """Return how many bytes the disk has back when an entry is removed: of what is shared, none."""
+        """Return how many bytes the disk may have back when an entry is removed: of links that others share, none.
+
+        Whether others share a reflink's bytes cannot be told.
+        """
         entry = self.entry(row.id)
         if entry is None:
             return 0
         freed = 0
         for file in entry.files:
             with suppress(FileNotFoundError):
-                if file.how != "reflink" and os.lstat(entry.place(file)).st_nlink == 1:
+                if os.lstat(entry.place(file)).st_nlink == 1:
                     freed += file.size
         return freed
 

@@ -110,7 +110,6 @@ class RunSync:
         self._servers: dict[str, RunServer] = {}
         self._here: dict[tuple[str, str], str] = {}
         self._failed: dict[tuple[str, str], StagesinkError] = {}
-        self._under_way: set[str] = set()
 
     def run_of(self, entry: Entry, sink: ArtifactSink) -> str:
         """Return the run to land an entry in; it is made, and told what is known of it, when it is not there yet."""
@@ -181,42 +180,49 @@ class RunSync:
         if uri not in self._servers:
             self._servers[uri] = run_server(sink)
         server = self._servers[uri]
-        parent, tags, there = self._relations(run, sink)  # before the turn: each run's turn is taken alone
+        parent, tags = self._relations(run, sink)  # before the turn: each run's turn is taken alone
         with run.turn():
-            told = run.told(uri)
-            run_id, is_new = told.run_id, False
+            run_id, is_new = run.told(uri).run_id, False
             if run_id is None:
                 run_id, is_new = self._made(run, uri, server, parent, tags)
             else:
                 server.check(run_id)
-            self._tell(run, uri, server, run_id, there, is_new=is_new)
+        # From here on it is there for runs that name it, as those may which its own later tags name.
+        self._here[run.run_id, uri] = run_id
+        try:
+            named = self._brought_by(_named_later(run, uri), sink)
+            with run.turn():
+                self._tell(run, uri, server, run_id, named, is_new=is_new)
+        except StagesinkError:
+            del self._here[run.run_id, uri]
+            raise
         return run_id
 
-    def _relations(self, run: LocalRun, sink: TrackedSink) -> tuple[str | None, dict[str, str], dict[str, str]]:
-        """Return parent and tags with servers' ids for local ones, and those ids; the runs they name come first."""
+    def _relations(self, run: LocalRun, sink: TrackedSink) -> tuple[str | None, dict[str, str]]:
+        """Return the parent and the tags, with servers' ids for local ones; the runs they name come first."""
         parent = run.start.parent_run_id
-        unsent = run.events(run.told(bare_uri(sink.uri)).sent)
-        all_tags = [run.start.tags, *(event.get("tags") for _, event in unsent if event.get("event") == "tags")]
-        named = {
-            value
-            for tags in all_tags
-            for name, value in (tags.items() if isinstance(tags, Mapping) else ())  # a line may be damaged
-            if name.endswith(_NAMES_A_RUN) and isinstance(value, str)
+        named = {value for name, value in run.start.tags.items() if name.endswith(_NAMES_A_RUN)}
+        runs = self._outbox.runs
+        earlier = {
+            local_id
+            for local_id in {*named, *([parent] if parent is not None else [])}
+            if (other := runs.get(local_id)) is not None and other != run and other.start.time <= run.start.time
         }
-        there: dict[str, str] = {}
-        self._under_way.add(run.run_id)
-        try:
-            for local_id in {*named, *([parent] if parent is not None else [])} - self._under_way:
-                other = self._outbox.runs.get(local_id)
-                if other is not None and not other.start.joined:
-                    there[local_id] = self.bring(local_id, sink)
-        finally:
-            self._under_way.remove(run.run_id)
+        there = self._brought_by(earlier, sink)
         tags = {
             name: there.get(value, value) if name.endswith(_NAMES_A_RUN) else value
             for name, value in run.start.tags.items()
         }
-        return (None if parent is None else there.get(parent, parent)), tags, there
+        return (None if parent is None else there.get(parent, parent)), tags
+
+    def _brought_by(self, local_ids: set[str], sink: TrackedSink) -> dict[str, str]:
+        """Bring those that are runs of this outbox, and return what the server calls them."""
+        found = {local_id: self._outbox.runs.get(local_id) for local_id in local_ids}
+        return {
+            local_id: self.bring(local_id, sink)
+            for local_id, run in found.items()
+            if run is not None and not run.start.joined
+        }
 
     def _made(
         self, run: LocalRun, uri: str, server: RunServer, parent: str | None, tags: dict[str, str]
@@ -289,6 +295,17 @@ class RunSync:
             with suppress(OutboxError):  # it is what is told just now, too
                 run.note(outcome.sink, error=outcome.error.message)
         return outcome
+
+
+def _named_later(run: LocalRun, uri: str) -> set[str]:
+    """Return the ids of runs that stand in tags which the server does not know yet."""
+    tags = [event.get("tags") for _, event in run.events(run.told(uri).sent) if event.get("event") == "tags"]
+    return {
+        value
+        for each in tags
+        for name, value in (each.items() if isinstance(each, Mapping) else ())  # a line may be damaged
+        if name.endswith(_NAMES_A_RUN) and isinstance(value, str)
+    }
 
 
 def _batches(run: LocalRun, start: int, sending: int) -> Iterator[_Batch]:

@@ -115,7 +115,9 @@ class DatastoreSink:
         path = f"/{self._datastore.path}" if self._datastore.path else ""
         sas = section.get("sasToken")
         given = {name: value for name, value in self._options.items() if name != "credential"}  # that is the service's
-        sink = open_sink(f"az://{section['containerName']}{path}", storage_options={**_options(section), **given})
+        sink = open_sink(
+            f"az://{section['containerName']}{path}", storage_options={**_options(section, given), **given}
+        )
         ends = expiry(f"?{sas.lstrip('?')}") if isinstance(sas, str) else None
         if ends is None:
             return sink, None
@@ -143,7 +145,7 @@ def _section(http: HttpClient, workspace: Workspace, name: str) -> Mapping[str, 
     return section
 
 
-def _options(section: Mapping[str, Any]) -> dict[str, Any]:
+def _options(section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the storage options of ``az://``: a connection string where the service hands out something secret.
 
     Raises
@@ -162,7 +164,7 @@ def _options(section: Mapping[str, Any]) -> dict[str, Any]:
     if key := section.get("accountKey"):
         return {"connection_string": f"{place};AccountKey={key}"}
     # We show ourselves who we are; to nobody else, so nothing may stand for another account.
-    if os.environ.get(_ANOTHER):
+    if os.environ.get(_ANOTHER) and not given.get("connection_string"):
         raise ConfigError(
             f"{_ANOTHER} would send what is put into this datastore to its own account.",
             hint=f"Unset {_ANOTHER} for this process.",
