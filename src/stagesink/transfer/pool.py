@@ -80,6 +80,19 @@ def stepping_aside() -> Iterator[None]:
         crew.come_back()
 
 
+def wait_for(event: threading.Event, seconds: float) -> bool:
+    """Wait for an event, and let Ctrl-C through as what it is.
+
+    One that comes as the wait takes its lock again leaves it without, and Python's own way out raises RuntimeError.
+    """
+    try:
+        return event.wait(seconds)
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+
+
 _here = threading.local()
 
 
@@ -121,7 +134,7 @@ class _Crew:
             self._hire(self._workers if self._far else 1)
             if self._far:
                 self._hire(self._helpers, most_bytes=_SMALL_BYTES)
-            while not self._done.wait(wait):
+            while not wait_for(self._done, wait):
                 tick()
                 hired, now = len(self._threads), time.monotonic()
                 if self._near and self._first_ended is None and now - start < _PATIENCE_SECONDS:

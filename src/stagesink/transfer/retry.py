@@ -12,7 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from stagesink.errors import SourceChanged, TransferCancelled, TransientSinkError, VerificationError
 from stagesink.transfer.options import TransferOptions
-from stagesink.transfer.pool import stepping_aside
+from stagesink.transfer.pool import stepping_aside, wait_for
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class RetryPolicy:
 
     def _sleep(self, seconds: float) -> None:
         with stepping_aside():
-            stopped = self._cancel.wait(seconds)
+            stopped = wait_for(self._cancel, seconds)
         if stopped:
             raise TransferCancelled("The transfer was stopped while it waited to try again.")
 

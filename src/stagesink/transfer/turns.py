@@ -54,7 +54,7 @@ from stagesink.errors import SinkConflict, StagesinkError, TransferCancelled, Tr
 from stagesink.sinks.protocol import ArtifactSink
 from stagesink.transfer.alive import is_dead, me
 from stagesink.transfer.notes import ALONE, Note, Notes, Place, place_of
-from stagesink.transfer.pool import stepping_aside
+from stagesink.transfer.pool import stepping_aside, wait_for
 from stagesink.transfer.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -288,7 +288,7 @@ class Turn:
 
     def _pause(self, seconds: float) -> None:
         with stepping_aside():
-            stopped = self._cancel.wait(seconds * random.uniform(0.5, 1.5))
+            stopped = wait_for(self._cancel, seconds * random.uniform(0.5, 1.5))
         if stopped:
             self.end()
             raise TransferCancelled("The transfer was stopped while it waited for another one to the same place.")
