@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from servers import free_port
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -118,7 +120,8 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._cuts = False
         self._timer: threading.Timer | None = None
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        # Not one that an outgoing connection is given while nobody listens on it.
+        self._listener = socket.create_server(("127.0.0.1", free_port()))
         self.port: int = self._listener.getsockname()[1]
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
