@@ -519,7 +519,8 @@ class Outbox:
         short = 0 if most is None else used + wanted - most
         if short > sum(row.bytes for row in superseded):
             raise self._full(entry, wanted, used, f"{most:,} bytes are its most")
-        if lacking > 0 and lacking > sum(map(self._frees, superseded)):
+        frees = {row.id: self._frees(row) if lacking > 0 else 0 for row in superseded}
+        if lacking > 0 and lacking > sum(frees.values()):
             raise self._full(entry, wanted, used, "the disk is full")
         free: list[Row] = []
         given, freed = 0, 0
@@ -529,7 +530,7 @@ class Outbox:
             if claims.enter_context(self.claim(row.id)) is not None:  # what is landing just now gives way to nobody
                 free.append(row)
                 given += row.bytes
-                freed += self._frees(row) if lacking > 0 else 0
+                freed += frees[row.id]
         if given < short or freed < lacking:
             limit = "the disk is full" if freed < lacking else f"{most:,} bytes are its most"
             raise self._full(entry, wanted, used, limit)
