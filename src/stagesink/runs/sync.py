@@ -90,10 +90,7 @@ class _Batch:
         """Return what the server does not have, with its own ids of runs that tags name."""
         points = tuple(each for each in self.points if each.shown not in known)
         added = {name: value for name, value in self.added_tags.items() if name not in tags}
-        told = {
-            name: renamed.get(value, value) if name.endswith(_NAMES_A_RUN) else value
-            for name, value in {**added, **self.tags}.items()
-        }
+        told = _with_servers_ids({**added, **self.tags}, renamed)
         return Logged(tuple(self.params), points, tuple(told.items()))
 
 
@@ -209,11 +206,7 @@ class RunSync:
             if (other := runs.get(local_id)) is not None and other != run and other.start.time <= run.start.time
         }
         there = self._brought_by(earlier, sink)
-        tags = {
-            name: there.get(value, value) if name.endswith(_NAMES_A_RUN) else value
-            for name, value in run.start.tags.items()
-        }
-        return (None if parent is None else there.get(parent, parent)), tags
+        return (None if parent is None else there.get(parent, parent)), _with_servers_ids(run.start.tags, there)
 
     def _brought_by(self, local_ids: set[str], sink: TrackedSink) -> dict[str, str]:
         """Bring those that are runs of this outbox, and return what the server calls them."""
@@ -295,6 +288,11 @@ class RunSync:
             with suppress(OutboxError):  # it is what is told just now, too
                 run.note(outcome.sink, error=outcome.error.message)
         return outcome
+
+
+def _with_servers_ids(tags: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
+    """Return tags that name runs by what the server calls those."""
+    return {name: there.get(value, value) if name.endswith(_NAMES_A_RUN) else value for name, value in tags.items()}
 
 
 def _named_later(run: LocalRun, uri: str) -> set[str]:
