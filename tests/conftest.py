@@ -59,7 +59,9 @@ def _no_settings_of_the_machine(
     keeping._opened.clear()  # thousands of tests, each with an outbox of its own
     for uploader in background.uploaders_here():  # what could not land is tried for ever
         with uploader._changed:
-            uploader._jobs.clear()
+            uploader._over = True
+            uploader._changed.wait_for(lambda: not uploader._busy, 30)  # noqa: B023: called here only
+            uploader._jobs.clear()  # with what the last attempt has put back
     background._uploaders.clear()
 
 

@@ -20,7 +20,7 @@ import stagesink
 from stagesink import ArtifactUploader
 from stagesink.artifacts import MemorySource
 from stagesink.errors import OutboxError, StagesinkError, TransferError
-from stagesink.outbox.background import BackgroundUploader
+from stagesink.outbox.background import BackgroundUploader, background_uploader
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Sync
 from stagesink.sinks import ArtifactSink
@@ -61,7 +61,7 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def background(outbox: Outbox) -> BackgroundUploader:
-    return BackgroundUploader(outbox)
+    return background_uploader(outbox)  # so that it ends with its test
 
 
 def plan(path: str, data: bytes = b"data", *, adds: bool = False) -> Plan:
