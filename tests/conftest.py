@@ -57,12 +57,17 @@ def _no_settings_of_the_machine(
     monkeypatch.setenv("STAGESINK_OUTBOX_PATH", str(tmp_path_factory.getbasetemp() / f"outbox-{secrets.token_hex(6)}"))
     yield
     keeping._opened.clear()  # thousands of tests, each with an outbox of its own
-    for uploader in background.uploaders_here():  # what could not land is tried for ever
-        with uploader._changed:
-            uploader._over = True
-            uploader._changed.wait_for(lambda: not uploader._busy, 30)  # noqa: B023: called here only
-            uploader._jobs.clear()  # with what the last attempt has put back
+    for uploader in background.uploaders_here():
+        _end(uploader)
     background._uploaders.clear()
+
+
+def _end(uploader: background.BackgroundUploader) -> None:
+    """End what is tried for ever, with the attempt that is under way."""
+    with uploader._changed:
+        uploader._over = True
+        uploader._changed.wait_for(lambda: not uploader._busy, 30)
+        uploader._jobs.clear()
 
 
 @pytest.fixture(scope="session")
