@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, BinaryIO, cast
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
-from stagesink.errors import ArtifactNotFound, InvalidKey, RunNotFound, SinkError
+from stagesink.errors import ArtifactNotFound, ConfigError, InvalidKey, RunNotFound, SinkError
 from stagesink.redaction import address_of
 from stagesink.sinks._forks import never_dropped_in_children
 from stagesink.sinks.fsspec import FsspecSink, open_fsspec
@@ -69,6 +69,8 @@ class ObstoreSink:
         # By process id: nothing here is used on both sides of a fork.
         self._clients: dict[int, _Client] = {}
         self._others: dict[int, FsspecSink] = {}
+        with suppress(ConfigError):  # the first operation tells
+            self._client()  # now, so that the first object does not wait for it
 
     @property
     def uri(self) -> str:
