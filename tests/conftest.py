@@ -39,7 +39,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_ONCE = ("torture", "faults", "e2e")
+_ONCE = ("torture", "faults", "e2e", "pipeline")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

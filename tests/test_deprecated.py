@@ -223,6 +223,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return found
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("index", range(len(SEQUENCES)), ids=lambda index: str(SEQUENCES[index]))
 @pytest.mark.parametrize("where", [1, 2, 3], ids=["file", "mlflow", "mlflow-engine"])
 def test_callers_find_their_files_where_mlflow_had_put_them(answers: list[Any], index: int, where: int) -> None:

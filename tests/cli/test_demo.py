@@ -10,6 +10,7 @@ pytest.importorskip("optuna")
 pytest.importorskip("skl2onnx")
 
 
+@pytest.mark.once
 def test_the_demo_lands_where_it_says_and_cleans_up_after_itself(run, tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()

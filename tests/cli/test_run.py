@@ -114,6 +114,7 @@ UPLOADS = """
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("whole_group", [False, True], ids=["the wrapper", "the whole group"])
 def test_a_signal_reaches_the_command_once_and_its_uploads_are_kept(
@@ -204,6 +205,7 @@ def test_the_help_says_how(run) -> None:  # type: ignore[no-untyped-def]
 # -- sync --watch ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_watch_uploads_what_comes_until_it_is_stopped(tmp_path: Path, signum: signal.Signals) -> None:
     keeps = """

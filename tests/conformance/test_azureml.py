@@ -47,6 +47,7 @@ class TestRuns(AzureMLConformance):
 
 
 # Without obstore adlfs carries it; the first is aiohttp's advice to adlfs.
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
 class TestDatastore(AzureMLConformance):
     exemptions: ClassVar = {

@@ -21,6 +21,7 @@ def s3(moto: S3Server, bucket: str) -> FsspecSink:
     return FsspecSink(f"s3://{bucket}/some/folder", moto.options())
 
 
+@pytest.mark.once
 class TestS3(SinkConformance):
     exemptions: ClassVar = {
         "test_clause_09_names[version]": "s3fs cuts '?versionId=' off a name, so the sink refuses it"

@@ -128,6 +128,7 @@ class TestProxiedS3InParts(MlflowConformance):
         return MlflowSink(mlflow_s3_server.sink_uri)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(VERSION < (3, 0), reason="goes past the server: it runs with MLflow 3 alone")
 class TestDirectFolder(MlflowConformance):
     @pytest.fixture

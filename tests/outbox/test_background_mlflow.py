@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from mlflow_servers import MlflowServer
 from outside import threads_at_the_end
 
@@ -23,6 +24,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.once
 @threads_at_the_end
 def test_a_process_ends_once_what_it_uploads_in_the_background_has_landed(
     mlflow: ModuleType, mlflow_server: MlflowServer, tmp_path: Path

@@ -100,6 +100,7 @@ def assert_no_secret_in(folder: Path) -> None:
             assert not [form for form in spelled(secret) if form in text], each
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_that_opens_a_store_is_kept_with_what_waits_for_it(name: str, background: bool, tmp_path: Path) -> None:

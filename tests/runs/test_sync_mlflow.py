@@ -309,6 +309,7 @@ def test_offline_what_a_servers_own_run_logs_waits_too(
     assert "stagesink.local_run_id" not in run.data.tags
 
 
+@pytest.mark.once
 def test_the_same_run_goes_to_several_servers(
     mlflow_s3_server: MlflowServer,
     mlflow: Any,
@@ -527,6 +528,7 @@ _KILLED = """
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "how", ["again and again", pytest.param("each step", marks=[pytest.mark.long, pytest.mark.timeout(900)])]
 )

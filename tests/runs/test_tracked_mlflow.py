@@ -297,6 +297,7 @@ def test_the_variable_survives_the_end_of_a_run(uri: str, as_own: Any, monkeypat
     assert dict(os.environ) == before
 
 
+@pytest.mark.once
 def test_another_experiment_than_the_one_that_was_set_leaves_mlflows_functions_out(
     uri: str, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

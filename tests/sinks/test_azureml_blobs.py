@@ -148,6 +148,7 @@ def test_another_writer_that_commits_between_our_blocks(job: Job) -> None:
 A, B, C, D = (GeneratedSource(BLOCK, seed=seed).read() for seed in range(4))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("data", [(A + B, C + D), (A + B, A + C), (A + B, A + B)], ids=["others", "some", "same"])
 def test_two_large_puts_of_one_key_leave_one_whole(job: Job, data: tuple[bytes, bytes]) -> None:
     sources = [MemorySource(each) for each in data]
@@ -249,6 +250,7 @@ def test_what_a_killed_process_had_sent_is_not_sent_again(job: Job, tmp_path: Pa
     assert client.get_block_list("uncommitted")[1] == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("before", "after", "sends"),
     [
@@ -381,6 +383,7 @@ def block_name(target: str) -> str:
     return target.partition("blockid=")[2]
 
 
+@pytest.mark.once
 def test_a_url_that_ends_in_the_middle_does_not_start_the_object_again(
     azureml_service: FakeAzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

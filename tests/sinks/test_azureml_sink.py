@@ -224,6 +224,7 @@ def test_what_is_removed_is_gone_with_its_bytes(job: Job, caller: Caller) -> Non
 # -- listing -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_a_listing_asks_for_pages_as_they_are_needed(job: Job) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: job.sink.put(job.key(f"{number:03}"), MemorySource(b"x")), range(280)))

@@ -206,6 +206,7 @@ def test_a_complete_that_fails_takes_the_parts_back(
     assert unfinished(mlflow_moto, key.run_id) == []
 
 
+@pytest.mark.once
 def test_many_at_once_share_their_buffers_and_all_land(sink: MlflowSink, key: ArtifactKey, tmp_path: object) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -187,6 +187,7 @@ def test_a_malformed_secret_is_not_repeated(uri: str, options: Mapping[str, Any]
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("first", ["obstore", "fsspec"])
 @pytest.mark.parametrize("store", ["s3", "az"])
 def test_each_carrier_reads_what_the_other_wrote(

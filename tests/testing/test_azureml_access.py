@@ -18,6 +18,8 @@ from delay import delayed
 from stagesink.testing.azureml import FakeAzureML
 from stagesink.testing.azureml.tokens import InvalidToken, Tokens
 
+pytestmark = pytest.mark.once
+
 BLOB = {"x-ms-blob-type": "BlockBlob", "x-ms-version": "2021-12-02"}
 
 

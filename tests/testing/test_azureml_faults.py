@@ -11,6 +11,8 @@ from azureml_servers import Caller, get_blob, put_blob, send
 from stagesink.testing.azureml import FakeAzureML, Faults
 from stagesink.testing.azureml.faults import Why
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def faults(azureml_service: FakeAzureML) -> Iterator[Faults]:

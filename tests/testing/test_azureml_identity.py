@@ -14,6 +14,8 @@ from servers import azurite_command
 
 from stagesink.testing.azureml import FakeAzureML
 
+pytestmark = pytest.mark.once
+
 SCOPE = "https://management.azure.com/.default"
 
 

@@ -157,6 +157,7 @@ def outcomes(report: str, kind: str, outcome: str) -> set[int]:
     return {int(clause) for clause in found}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("kind", "clause"), CLAUSE_BROKEN_BY.items())
 def test_a_sink_that_breaks_a_clause_fails_it(report: str, kind: str, clause: int) -> None:
     assert clause in outcomes(report, kind, "FAILED"), report[-3000:]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import Phase, settings
 
 from stagesink.artifacts import ArtifactKey, MemorySource, Source, StoredArtifact
 from stagesink.errors import StagesinkError
@@ -37,6 +38,17 @@ def memory() -> MemorySink:
     return MemorySink(uuid.uuid4().hex)
 
 
+@pytest.fixture
+def _found_is_enough() -> Iterator[None]:
+    """Not the shortest order of operations that shows it: that takes seconds."""
+    before = settings.get_current_profile_name()
+    settings.register_profile("found", settings.get_profile(before), phases=[Phase.generate])
+    settings.load_profile("found")
+    yield
+    settings.load_profile(before)
+
+
+@pytest.mark.usefixtures("_found_is_enough")
 @pytest.mark.parametrize(
     "make",
     [

@@ -101,6 +101,7 @@ def test_a_run_shared_by_stages_keeps_the_stage_it_was_made_for(server: MlflowSe
     assert run.data.tags["stagesink.stage"] == "training"
 
 
+@pytest.mark.once
 def test_a_run_that_is_active_in_another_process_is_joined(
     server: MlflowServer, client: Any, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +245,7 @@ def test_a_server_that_goes_away_meanwhile_costs_no_more_than_what_is_logged(
     assert run.info.status == "RUNNING"
 
 
+@pytest.mark.once
 def test_a_wrong_password_is_said_and_not_shown(
     mlflow_auth_server: MlflowServer, server: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,6 +270,7 @@ def test_what_a_login_that_has_expired_would_lose_waits_on_this_disk(
     assert "hunter22" not in caplog.text
 
 
+@pytest.mark.once
 def test_the_right_password_is_not_shown_either(
     mlflow_auth_server: MlflowServer,
     out: Path,

@@ -77,6 +77,7 @@ def test_a_trial_that_fails_is_failed_and_one_that_is_pruned_killed(server: Mlfl
     assert client.get_run(sweep.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("parents_variable", ["STAGESINK_RUN_ID", "MLFLOW_RUN_ID", None])
 def test_a_trials_own_process_joins_its_run_and_uploads_nothing(
     server: MlflowServer, client: Any, out: Path, monkeypatch: pytest.MonkeyPatch, parents_variable: str | None
