@@ -1197,24 +1197,6 @@ def test_errors_that_are_kept_do_not_keep_the_bytes(
     assert [ref() for ref in gone.held if ref() is not None] == []
 
 
-def test_an_uploader_for_the_background_loads_what_its_first_upload_needs(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "a").write_bytes(b"x")
-    done = python(
-        """
-        import sys
-        from stagesink.uploader import ArtifactUploader
-
-        uploader = ArtifactUploader("run", "training", sink="file:out", background=True, progress="none")
-        before = set(sys.modules)
-        assert uploader.upload_checkpoint("checkpoint")
-        print(*(set(sys.modules) - before))
-        """
-    )
-    late = done.stdout.split()
-    assert not [name for name in late if name.startswith(("pydantic.", "stagesink.outbox")) and "plugin" not in name]
-
-
 @pytest.mark.parametrize("wrong", ['{"fsync": true}', [("fsync", True)], 7], ids=repr)
 def test_storage_options_of_another_type_are_said(metrics_json: Path, wrong: Any) -> None:
     uploader = ArtifactUploader("run", sink="memory:", storage_options=wrong)
