@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from side_by_side import Measured, alternate, far_from, forget, free_port, rows, running
+from side_by_side import ROUND_TRIP, Measured, alternate, far_from, forget, free_port, rows, running
 
 PROGRAM = str(Path(__file__).with_name("upload_to_store.py"))
 PEERS = ("mlflow", "sdk x8", "fsspec", "obstore")
@@ -19,6 +19,7 @@ NAMES = {
     "s3": {"sdk x8": "boto3 x8", "fsspec": "s3fs", "obstore": "obstore x16"},
 }
 
+FAR, GIGABIT = (ROUND_TRIP, 0), (0.005, 125e6)  # seconds there and back, bytes a second
 _HUGE_RUNS = 2  # of each client
 
 
@@ -37,16 +38,17 @@ def measure(
     make_files(huge, 1, 2_000_000_000)
     lines = []
     for store, title, server in (("az", "Azure (Azurite)", _azurite), ("s3", "S3 (moto)", moto)):
-        for workload, folder, far in (
-            ("200 files of 16 KiB, round trip 50 ms", few, True),
-            ("2,000 files of 16 KiB, no round trip", many, False),
-            ("577 MB in 8 files, no round trip", big, False),
-            ("one file of 2 GB, no round trip", huge, False),
+        for workload, folder, line in (
+            ("200 files of 16 KiB, round trip 50 ms", few, FAR),
+            ("2,000 files of 16 KiB, no round trip", many, None),
+            ("577 MB in 8 files, no round trip", big, None),
+            ("577 MB in 8 files, round trip 5 ms, 1 Gbit/s", big, GIGABIT),
+            ("one file of 2 GB, no round trip", huge, None),
         ):
             measured: Measured = {}
             for round_ in range(_HUGE_RUNS if folder is huge else 1):
-                with server(room) as (port, after), far_from(port, room) as behind:
-                    endpoint = f"http://127.0.0.1:{behind if far else port}"
+                with server(room) as (port, after), far_from(port, room, *(line or FAR)) as behind:
+                    endpoint = f"http://127.0.0.1:{behind if line else port}"
                     clients = {
                         NAMES[store].get(name, name): [
                             *(sys.executable, PROGRAM, store, name, endpoint, "{turn}", str(folder))

@@ -113,10 +113,11 @@ def _costs(measured: Measured, files: int, whole: bool) -> list[str]:
 
 
 @contextmanager
-def far_from(target: int, room: Path) -> Iterator[int]:
-    """Run a proxy that makes the server far away."""
+def far_from(target: int, room: Path, round_trip: float = ROUND_TRIP, rate: float = 0) -> Iterator[int]:
+    """Run a proxy that makes the server far away, and the line to it narrow: ``rate`` bytes a second."""
     port = free_port()
-    with running([sys.executable, str(DELAY), str(port), str(target), str(ROUND_TRIP)], port, room / "delay.log"):
+    command = [sys.executable, str(DELAY), str(port), str(target), str(round_trip), str(rate)]
+    with running(command, port, room / "delay.log"):
         yield port
 
 

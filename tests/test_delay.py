@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -41,8 +42,10 @@ def echo() -> Iterator[int]:
         thread.join()
 
 
-@pytest.mark.parametrize("round_trip", [0.0, 0.02])
-def test_what_passes_is_whole_and_in_order_on_each_connection(echo: int, round_trip: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("round_trip", "rate"), [(0.0, 0), (0.02, 0), (0.02, 200e6)])
+def test_what_passes_is_whole_and_in_order_on_each_connection(
+    echo: int, round_trip: float, rate: float, tmp_path: Path
+) -> None:
     def converse(seed: int) -> None:
         source = GeneratedSource(3_000_000 + seed, seed=seed)
         with socket.create_connection((HOST, port)) as client:
@@ -57,8 +60,22 @@ def test_what_passes_is_whole_and_in_order_on_each_connection(echo: int, round_t
             sender.join()
         assert digest.hexdigest() == source.digest()
 
-    with delayed(echo, round_trip, tmp_path) as port, ThreadPoolExecutor(8) as pool:
+    with delayed(echo, round_trip, tmp_path, rate) as port, ThreadPoolExecutor(8) as pool:
         list(pool.map(converse, range(16)))
+
+
+def test_all_connections_share_a_narrow_line(echo: int, tmp_path: Path) -> None:
+    def send(_: int) -> None:
+        with socket.create_connection((HOST, port)) as client:
+            client.sendall(bytes(100_000))
+            left = 100_000
+            while left:
+                left -= len(client.recv(1 << 16))
+
+    with delayed(echo, 0.0, tmp_path, 1e6) as port, ThreadPoolExecutor(4) as pool:
+        start = time.monotonic()
+        list(pool.map(send, range(4)))
+        assert time.monotonic() - start >= 0.4  # what 1 MB/s take for 400 kB
 
 
 def test_who_is_not_there_is_not_there(tmp_path: Path) -> None:
