@@ -20,6 +20,7 @@ from stagesink.config import Artifacts, Config, load_config, skip_artifact_loggi
 from stagesink.destination import choose_sink, storage_options_for
 from stagesink.drain import install_wanted_drain, kept_on_a_signal
 from stagesink.errors import ConfigError, StagesinkError, TransferError, release_frames
+from stagesink.interrupts import interrupts_whole
 from stagesink.keeping import Keeper, can_wait, get_ready, kept_receipts, what_lands_it
 from stagesink.metrics import PROCESS_METRICS, Metrics, UploadMetrics
 from stagesink.planning import NO_RANKS, Planner, Ranks, StrPath, additions, checked, name_of
@@ -167,7 +168,8 @@ class ArtifactUploader:
             Seconds; None waits as long as it takes. What has not landed then is still kept, and still on its way.
         """
         self._leave_to_parent()
-        waited = wait_for(self.handles, timeout)
+        with interrupts_whole():
+            waited = wait_for(self.handles, timeout)
         return not waited.not_done and all(handle.exception() is None for handle in waited.done)
 
     @contextmanager
@@ -182,7 +184,8 @@ class ArtifactUploader:
             What did not happen then, as the start of the logged line.
         """
         try:
-            yield
+            with interrupts_whole():
+                yield
         except Exception as error:
             self._failed(what, error)
 
@@ -522,10 +525,11 @@ class ArtifactUploader:
             settings = self.config.artifacts
             install_wanted_drain(settings.drain)
             waits = settings.mode == "offline" or self._waits_for_its_run(wanted[0])
-            if waits or settings.background:
-                receipts = self._keep_first(wanted, is_on_its_way=not waits)
-            else:
-                receipts = self._send(wanted, what)
+            with interrupts_whole():
+                if waits or settings.background:
+                    receipts = self._keep_first(wanted, is_on_its_way=not waits)
+                else:
+                    receipts = self._send(wanted, what)
         except Exception as error:
             self._give_up(what if what.isprintable() else ascii(what), wanted, error, start)
             return False

@@ -6,11 +6,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from unittest import mock
 
 import pytest
 
-from stagesink.transfer.pool import run_jobs, wait_for
+from stagesink.transfer.pool import run_jobs
 
 LARGE = 1 << 21
 """Bytes of a job of which there are never more at once than workers."""
@@ -234,20 +233,6 @@ def test_a_real_ctrl_c_in_the_only_thread_passes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_jobs([(1, job)], workers=8, cancel=threading.Event())
-
-
-def test_a_ctrl_c_that_tears_a_wait_is_still_one() -> None:
-    class Torn(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            try:
-                raise KeyboardInterrupt
-            finally:
-                threading.Lock().release()  # as Condition does, whose lock was not taken again yet
-
-    with pytest.raises(KeyboardInterrupt):
-        wait_for(Torn(), 1)
-    with mock.patch.object(threading.Event, "wait", side_effect=RuntimeError("another")), pytest.raises(RuntimeError):
-        wait_for(threading.Event(), 1)
 
 
 def test_ticks_come_from_the_calling_thread_while_jobs_run() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from stagesink.artifacts import Receipt
 from stagesink.errors import OutboxError, StagesinkError, release_frames
+from stagesink.interrupts import interrupts_whole
 from stagesink.outbox.entry import Entry
 from stagesink.outbox.index import Row
 from stagesink.outbox.store import Outbox
@@ -145,7 +146,7 @@ class BackgroundUploader:
         timeout : float, optional
             Seconds; None waits as long as it takes.
         """
-        with self._changed:
+        with interrupts_whole(), self._changed:
             before = [(job, job.attempts) for job in self._all()]
             self._wake()
             self._changed.wait_for(
@@ -184,7 +185,7 @@ class BackgroundUploader:
         """Wait for what was never tried, at the end of the process, and say what is left."""
         start = time.monotonic()
         said = False
-        with self._changed:
+        with interrupts_whole(), self._changed:
             if _NO_THREADS_AT_THE_END and self._all():
                 self._over = True  # what is under way may still come to its end
                 _log.warning("Python %s starts no thread when it ends: call flush() before.", platform.python_version())
@@ -219,11 +220,13 @@ class BackgroundUploader:
         while self._jobs and self._lanes < wanted:
             first = self._lanes == 0
             thread = threading.Thread(target=self._work, args=[first], name="stagesink-outbox", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the interpreter shuts down, or the system has no thread left: it waits on the disk
-                return
             self._lanes += 1
+            try:
+                with interrupts_whole():
+                    thread.start()
+            except RuntimeError:  # the interpreter shuts down, or the system has no thread left: it waits on the disk
+                self._lanes -= 1
+                return
 
     def _work(self, stays: bool) -> None:
         while (job := self._take(stays)) is not None:

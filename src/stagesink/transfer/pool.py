@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from stagesink.interrupts import interrupts_whole
 from stagesink.transfer.level import Level
 
 Job = Callable[[], None]
@@ -80,19 +81,6 @@ def stepping_aside() -> Iterator[None]:
         crew.come_back()
 
 
-def wait_for(event: threading.Event, seconds: float) -> bool:
-    """Wait for an event, and let Ctrl-C through as what it is.
-
-    One that comes as the wait takes its lock again leaves it without, and Python's own way out raises RuntimeError.
-    """
-    try:
-        return event.wait(seconds)
-    except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
-        raise
-
-
 _here = threading.local()
 
 
@@ -134,7 +122,7 @@ class _Crew:
             self._hire(self._workers if self._far else 1)
             if self._far:
                 self._hire(self._helpers, most_bytes=_SMALL_BYTES)
-            while not wait_for(self._done, wait):
+            while not self._is_done(wait):
                 tick()
                 hired, now = len(self._threads), time.monotonic()
                 if self._near and self._first_ended is None and now - start < _PATIENCE_SECONDS:
@@ -163,6 +151,10 @@ class _Crew:
             raise
         if self._error is not None:
             raise self._error
+
+    def _is_done(self, seconds: float) -> bool:
+        with interrupts_whole():
+            return self._done.wait(seconds)
 
     def _adjust(self, level: Level) -> None:
         """Let as many jobs run at once as the level says, whoever of the threads is there to run them."""

@@ -11,8 +11,9 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
 from stagesink.errors import SourceChanged, TransferCancelled, TransientSinkError, VerificationError
+from stagesink.interrupts import interrupts_whole
 from stagesink.transfer.options import TransferOptions
-from stagesink.transfer.pool import stepping_aside, wait_for
+from stagesink.transfer.pool import stepping_aside
 
 T = TypeVar("T")
 
@@ -91,8 +92,8 @@ class RetryPolicy:
         return wait
 
     def _sleep(self, seconds: float) -> None:
-        with stepping_aside():
-            stopped = wait_for(self._cancel, seconds)
+        with interrupts_whole(), stepping_aside():
+            stopped = self._cancel.wait(seconds)
         if stopped:
             raise TransferCancelled("The transfer was stopped while it waited to try again.")
 

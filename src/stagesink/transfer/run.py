@@ -24,6 +24,7 @@ from stagesink.errors import (
     TransferError,
     VerificationError,
 )
+from stagesink.interrupts import interrupts_whole
 from stagesink.manifest import Manifest, ManifestEntry, is_manifest_path, manifest_key
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink, ExpectingSink
 from stagesink.transfer.landing import Landing
@@ -145,7 +146,7 @@ class Run:
                 self._begin()
             except StagesinkError as error:
                 raise self._nothing_sent(error) from error
-            with self._expecting():
+            with interrupts_whole(), self._expecting():
                 return self._land_and_commit()
         except BaseException as error:
             if not isinstance(error, Exception):

@@ -51,10 +51,11 @@ from contextlib import suppress
 from datetime import datetime, timezone
 
 from stagesink.errors import SinkConflict, StagesinkError, TransferCancelled, TransientSinkError
+from stagesink.interrupts import interrupts_whole
 from stagesink.sinks.protocol import ArtifactSink
 from stagesink.transfer.alive import is_dead, me
 from stagesink.transfer.notes import ALONE, Note, Notes, Place, place_of
-from stagesink.transfer.pool import stepping_aside, wait_for
+from stagesink.transfer.pool import stepping_aside
 from stagesink.transfer.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -287,8 +288,8 @@ class Turn:
         return Note("turn", self.place, self._group, (me(), self._token, f"{self._renewals}r"))
 
     def _pause(self, seconds: float) -> None:
-        with stepping_aside():
-            stopped = wait_for(self._cancel, seconds * random.uniform(0.5, 1.5))
+        with interrupts_whole(), stepping_aside():
+            stopped = self._cancel.wait(seconds * random.uniform(0.5, 1.5))
         if stopped:
             self.end()
             raise TransferCancelled("The transfer was stopped while it waited for another one to the same place.")
