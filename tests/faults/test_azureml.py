@@ -342,6 +342,15 @@ def test_a_proxys_page_is_no_blob_and_no_sign_that_there_is_none(job: Job, call:
         list(job.sink.list(job.run_id)) if call == "list" else getattr(job.sink, call)(job.key())
 
 
+@pytest.mark.parametrize("call", ["stat", "open", "list", "delete"])
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_proxys_page_is_no_answer_of_the_service(job: Job, call: str, status: int) -> None:
+    job.sink.put(job.key(), MemorySource(b"x"))
+    job.lines.front.plan(Answer(status, body=PAGE))
+    with pytest.raises(SinkError, match="does not answer as Azure ML does"):
+        list(job.sink.list(job.run_id)) if call == "list" else getattr(job.sink, call)(job.key())
+
+
 @pytest.mark.parametrize(
     "body", [PAGE, b'{"run": 1}', b'{"run": {"info": []}}', b'{"run": {"info": {"artifact_uri": 7}}}']
 )

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
-from stagesink.errors import ConfigError, RunNotFound, SinkError
+from stagesink.errors import ArtifactNotFound, ConfigError, RunNotFound, SinkError
 from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.azureml.address import Address, Datastore, Workspace
 from stagesink.sinks.azureml.service import error_of
@@ -134,10 +134,10 @@ def _section(http: HttpClient, workspace: Workspace, name: str) -> Mapping[str, 
     doing = f"The datastore {name} of {workspace.name} could not be looked up"
     url = f"{workspace.service}/datastore/v1.0/{workspace.path}/datastores/{quote(name, safe='')}"
     response = http.request("GET", url, doing)
-    error = error_of(response, doing, http.name, missing=SinkError)
+    error = error_of(response, doing, http.name)
+    if isinstance(error, ArtifactNotFound):
+        raise RunNotFound(error.message, hint="Check the datastore's name; the studio lists them under Data.")
     if error is not None:
-        if response.status == 404:
-            raise RunNotFound(error.message, hint="Check the datastore's name; the studio lists them under Data.")
         raise error
     section = json_of(response).get("azureStorageSection")
     if not isinstance(section, Mapping) or not section.get("accountName") or not section.get("containerName"):

@@ -118,10 +118,9 @@ class Run:
         doing = f"{self.uri}/{path} could not be removed"
         query = f"path={quote(path, safe='')}&hardDelete=true"
         response = self._http.request("DELETE", f"{self._store}/metadata?{query}", doing)
-        if response.status != 404:
-            error = error_of(response, doing, self._http.name)
-            if error is not None:
-                raise error
+        error = error_of(response, doing, self._http.name)
+        if error is not None and not isinstance(error, ArtifactNotFound):
+            raise error
 
     def check(self) -> None:
         """See that the run is there.
@@ -261,8 +260,10 @@ def error_of(
         What 404 means here.
     """
     status = response.status
+    if (200 <= status < 300 or status == 404) and _is_a_page(response):
+        return _no_service(doing, name)
     if 200 <= status < 300:
-        return _no_service(doing, name) if _is_a_page(response) else None
+        return None
     kind = (kind_of_status(status) if status >= 400 else SinkError) or SinkError
     said = json_of(response).get("error")
     code = said.get("code") if isinstance(said, Mapping) else None
