@@ -20,7 +20,7 @@ HOST = "127.0.0.1"
 FLYING = 64 << 20
 """Bytes that may be on their way in one direction of one connection: more than a loopback carries in a round trip."""
 QUEUED = 256 << 10
-"""The same where the line is narrow: about what a router keeps."""
+"""What waits for its turn where the line is narrow, besides what flies: about what a router keeps."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ class _Line:
 
     def __init__(self, delay: float, rate: float) -> None:
         self.delay = delay
-        self.most = QUEUED if rate else FLYING
+        self.most = min(FLYING, int(rate * delay) + QUEUED) if rate else FLYING
         self._rate = rate
         self._free_at = 0.0
 
@@ -111,7 +111,7 @@ class _End(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _send(self, data: bytes | None) -> None:
-        due = self._line.through(len(data or b""), max(asyncio.get_running_loop().time(), self._earliest))
+        due = max(self._line.through(len(data or b""), asyncio.get_running_loop().time()), self._earliest)
         self._late.append((due, data))
         self._flying += len(data or b"")
         if self._flying > self._line.most:
@@ -159,7 +159,7 @@ class _Accepted(_End):
             self.transport.abort()
             return
         server.link(self)
-        self.link(server, earliest=accepted + self._line.delay + self._down.delay)
+        self.link(server, earliest=accepted + 2 * self._line.delay + self._down.delay)
         for data in self._early:
             self._send(data)
         if self.transport.is_closing():
