@@ -67,9 +67,9 @@ def main(arguments: list[str]) -> None:
             sys.exit(tox(["run", "-e", ",".join(suites), "--", "-m", "long", *rest]))
         case ["tox"]:
             others = [f"{python}-{suite}" for python in names() for suite in SUITES]
-            failed = short([])
             others = [name for name in others if name not in short_list()]
-            sys.exit(side_by_side(others, ["--", "-m", WITHOUT_ONCE]) or failed)
+            failed = short([])
+            sys.exit((side_by_side(others, ["--", "-m", WITHOUT_ONCE]) if others else 0) or failed)
         case ["tox", *rest]:
             sys.exit(tox(rest))
         case ["run", name, command, *rest] if name in ENVIRONMENTS:

@@ -63,9 +63,21 @@ def test_it_comes_out_as_what_it_is(wait: Callable[[], object]) -> None:
         wait()
 
 
+def fails() -> None:
+    raise RuntimeError("other")
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="other"), interrupts_whole():
-        raise RuntimeError("other")
+        fails()
+
+
+def test_what_fails_while_an_interrupt_is_handled_is_none_itself() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(RuntimeError, match="other"), interrupts_whole():
+            fails()
 
 
 @pytest.mark.parametrize("in_the_background", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,9 +14,11 @@ def interrupts_whole() -> Iterator[None]:
     One that comes just as a wait of :mod:`threading` takes its lock again leaves it without that lock, and Python's own
     way out, which releases it, raises RuntimeError.
     """
+    earlier = sys.exc_info()[1]  # the context of whatever is raised while somebody handles a Ctrl-C
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
+        torn = error.__context__
+        if isinstance(torn, KeyboardInterrupt) and torn is not earlier:
+            raise torn from None
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -357,7 +358,10 @@ def _wanted(sink: str | None, run_id: str | None) -> tuple[Callable[[Row], bool]
     from stagesink.redaction import bare_uri
     from stagesink.sinks import open_sink
 
-    uri = None if sink is None else bare_uri(open_sink(sink).uri)
+    uri = None
+    if sink is not None:
+        with closing(open_sink(sink)) as opened:
+            uri = bare_uri(opened.uri)
 
     def wanted_run(of_sink: str, of_run: str) -> bool:
         return uri in (None, of_sink) and run_id in (None, of_run)

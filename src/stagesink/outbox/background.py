@@ -220,13 +220,12 @@ class BackgroundUploader:
         while self._jobs and self._lanes < wanted:
             first = self._lanes == 0
             thread = threading.Thread(target=self._work, args=[first], name="stagesink-outbox", daemon=True)
-            self._lanes += 1
             try:
                 with interrupts_whole():
                     thread.start()
             except RuntimeError:  # the interpreter shuts down, or the system has no thread left: it waits on the disk
-                self._lanes -= 1
                 return
+            self._lanes += 1
 
     def _work(self, stays: bool) -> None:
         while (job := self._take(stays)) is not None:

@@ -21,6 +21,7 @@ from stagesink.errors import (
     StagesinkError,
     TransientSinkError,
 )
+from stagesink.interrupts import interrupts_whole
 from stagesink.redaction import causes_of, shows_secret
 from stagesink.sinks._http.status import kind_of_status, retry_after_seconds
 
@@ -120,7 +121,8 @@ def translating(
         A cause that quotes one is left out, since tracebacks print it.
     """
     try:
-        yield
+        with interrupts_whole():
+            yield
     except StagesinkError:
         raise
     except Exception as error:

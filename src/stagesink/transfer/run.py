@@ -142,12 +142,13 @@ class Run:
 
     def _once(self) -> tuple[Receipt, ...]:
         try:
-            try:
-                self._begin()
-            except StagesinkError as error:
-                raise self._nothing_sent(error) from error
-            with interrupts_whole(), self._expecting():
-                return self._land_and_commit()
+            with interrupts_whole():
+                try:
+                    self._begin()
+                except StagesinkError as error:
+                    raise self._nothing_sent(error) from error
+                with self._expecting():
+                    return self._land_and_commit()
         except BaseException as error:
             if not isinstance(error, Exception):
                 self.cancel.set()  # Ctrl-C ends what is called beside this thread, too
