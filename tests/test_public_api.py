@@ -164,6 +164,7 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]
     return {name: [int(number) for path, number in lines if path == str(file)] for name, file in files.items()}
 
 
+@pytest.mark.once
 def test_a_program_that_uses_it_all_is_typed(complaints: dict[str, list[int]]) -> None:
     assert complaints["good"] == []
 

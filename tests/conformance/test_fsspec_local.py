@@ -21,6 +21,7 @@ class TestFsspecMemory(SinkConformance):
         return FsspecSink(f"memory://{uuid.uuid4().hex}")
 
 
+@pytest.mark.once
 class TestFsspecLocal(SinkConformance):
     @pytest.fixture
     def sink(self, tmp_path: Path) -> FsspecSink:

@@ -14,6 +14,7 @@ class TestLocalSink(SinkConformance):
         return LocalSink(tmp_path / "store", fsync=False)
 
 
+@pytest.mark.once
 class TestLocalSinkThatSyncs(SinkConformance):
     many = 100  # there are no pages, and each sync takes its time
 

@@ -8,6 +8,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -154,6 +155,7 @@ class Engine(RuleBasedStateMachine):
         }
 
 
+@pytest.mark.once
 def test_in_any_order_what_is_presented_as_whole_is_what_was_uploaded() -> None:
     run_state_machine_as_test(
         Engine,
