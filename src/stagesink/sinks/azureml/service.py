@@ -260,9 +260,10 @@ def error_of(
         What 404 means here.
     """
     status = response.status
-    if (200 <= status < 300 or status == 404) and _is_a_page(response):
+    succeeded = 200 <= status < 300
+    if (succeeded or status == 404) and _is_a_page(response):
         return _no_service(doing, name)
-    if 200 <= status < 300:
+    if succeeded:
         return None
     kind = (kind_of_status(status) if status >= 400 else SinkError) or SinkError
     said = json_of(response).get("error")
