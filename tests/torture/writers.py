@@ -28,7 +28,7 @@ if __name__ == "__main__":
 from torture.stores import STORES, Run, Store, open_store
 
 _PROGRAM = """
-import json, os, select, sys, tempfile
+import json, os, select, signal, sys, tempfile
 from stagesink import ArtifactUploader
 
 # What is imported late is imported here.
@@ -51,6 +51,10 @@ while open_ or children:
         open_, waiting = bool(data), waiting + data
     *lines, waiting = waiting.split(b"\\n")
     for job in map(json.loads, lines):
+        if "kill" in job:
+            for pid in [pid for pid, number in children.items() if number == job["kill"]]:
+                os.kill(pid, signal.SIGKILL)
+            continue
         pid = os.fork()
         if pid == 0:
             code = 3
@@ -60,7 +64,7 @@ while open_ or children:
                 sys.stderr.flush()
                 os._exit(code)
         children[pid] = job["number"]
-        print(json.dumps([job["number"], None, pid]), flush=True)
+        print(json.dumps([job["number"], None]), flush=True)
     while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
         print(json.dumps([children.pop(ended[0]), os.waitstatus_to_exitcode(ended[1])]), flush=True)
 """
@@ -86,7 +90,7 @@ class Crew:
             },
         )
         self._numbers = iter(range(1 << 30))
-        self._pids: dict[int, int] = {}
+        self._started: set[int] = set()
         self._ended: dict[int, int] = {}
         self._changed = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -94,17 +98,16 @@ class Crew:
     def start(self, **job: Any) -> int:
         """Start a writer; return its number once it runs."""
         number = next(self._numbers)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({**job, "number": number}) + "\n")
-        self._process.stdin.flush()
         with self._changed:
-            assert self._changed.wait_for(lambda: number in self._pids, timeout=60)
+            self._say({**job, "number": number})
+            assert self._changed.wait_for(lambda: number in self._started, timeout=60)
         return number
 
     def kill(self, number: int) -> None:
+        """Have a writer killed by its parent, who alone knows whether its process is still there."""
         with self._changed:
             if number not in self._ended:
-                os.kill(self._pids[number], signal.SIGKILL)
+                self._say({"kill": number})
 
     def running(self, numbers: Sequence[int]) -> bool:
         with self._changed:
@@ -124,13 +127,18 @@ class Crew:
         self._process.stdout.close()
         self._log.close()
 
+    def _say(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            number, ended, *pid = json.loads(line)
+            number, ended = json.loads(line)
             with self._changed:
-                if pid:
-                    self._pids[number] = pid[0]
+                if ended is None:
+                    self._started.add(number)
                 else:
                     self._ended[number] = ended
                 self._changed.notify_all()
