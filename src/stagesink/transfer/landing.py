@@ -206,7 +206,7 @@ class Landing:
 
     def _reported(self, stored: StoredArtifact) -> Proof | None:
         """Name the strongest digest that the backend reports and that is worth comparing, if any."""
-        if self.run.options.verify != "auto":
+        if not stored.digests or self.run.options.verify != "auto":
             return None
         return next((name for name in _STRONGEST if name in stored.digests and name in DIGESTS), None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import BinaryIO
 
 from stagesink.errors import SourceChanged
@@ -19,6 +19,7 @@ _STREAM_PART_BYTES = 12 << 20  # for a source of unknown size: 10,000 parts make
 _MAX_PARTS = 10_000  # of S3, the strictest
 _SMALL = 1 << 20  # bytes; what is smaller does not count
 _BUDGET = 96 << 20  # bytes, over all objects in flight
+_NOTHING = nullcontext(1)  # where nothing is taken; one serves all
 _LEAST, _MOST = 3, 6  # parts of one large object in memory: one is filled, the others are on their way
 
 
@@ -99,12 +100,12 @@ class Budget:
     def __init__(self) -> None:
         self._by_process: dict[int, tuple[threading.Condition, list[int]]] = {}
 
-    @contextmanager
-    def taking(self, size: int | None, part: int) -> Iterator[int]:
+    def taking(self, size: int | None, part: int) -> AbstractContextManager[int]:
         """Wait until there is room for an object, and yield how many parts of it may be on their way."""
-        if size is not None and size <= _SMALL:
-            yield 1
-            return
+        return _NOTHING if size is not None and size <= _SMALL else self._taking(size, part)
+
+    @contextmanager
+    def _taking(self, size: int | None, part: int) -> Iterator[int]:
         one = size is not None and size <= part
         least, most = (part, part) if one else (_LEAST * part, max(_LEAST * part, _MOST * PART_BYTES))
         condition, free = self._by_process.setdefault(os.getpid(), (threading.Condition(), [_BUDGET]))

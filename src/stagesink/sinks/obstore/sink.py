@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, BinaryIO, cast
@@ -91,15 +91,16 @@ class ObstoreSink:
             return other.put(key, source, on_bytes=on_bytes)
         path, size = self._path(key), source.size
         part = part_bytes(size)
-        with closing(source.open()) as stream, _budget.taking(size, part) as at_once:
+        address = self._address(key)
+        with source.open() as stream, _budget.taking(size, part) as at_once:
             pieces = Pieces(stream, size, part, on_bytes)
             data = pieces.whole()
             if data is not None:
-                etag = self._send(data, pieces, key, path, use_multipart=False)
+                etag = self._send(data, pieces, address, path, use_multipart=False)
             else:
                 how = {"use_multipart": True, "chunk_size": part, "max_concurrency": at_once}
-                etag = self._send(pieces, pieces, key, path, **how)
-        return StoredArtifact(key, self._address(key), pieces.count, self._digests(etag, path))
+                etag = self._send(pieces, pieces, address, path, **how)
+        return StoredArtifact(key, address, pieces.count, self._digests(etag, path))
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
         """Return what is held under ``key``, or None."""
@@ -165,10 +166,10 @@ class ObstoreSink:
 
     # -- how it is done ------------------------------------------------------------------------------------------------
 
-    def _send(self, body: Any, pieces: Pieces, key: ArtifactKey, path: str, **how: Any) -> str | None:
+    def _send(self, body: Any, pieces: Pieces, address: str, path: str, **how: Any) -> str | None:
         import obstore
 
-        doing = f"{self._address(key)} could not be put"
+        doing = f"{address} could not be put"
         try:
             etag: str | None = obstore.put(self._client().store, path, body, **how)["e_tag"]
         except BaseException as error:
@@ -254,10 +255,8 @@ class ObstoreSink:
             raise self._error(error, listing, None) from None
 
     def _digests(self, etag: str | None, path: str) -> dict[str, str]:
-        md5 = md5_of(etag)
-        if md5 is None or self._settings.kind != "S3Store":
-            return {}
-        return {"md5": md5} if self._client().encryption.keeps_md5(path) else {}
+        md5 = md5_of(etag) if self._settings.kind == "S3Store" else None
+        return {"md5": md5} if md5 is not None and self._client().encryption.keeps_md5(path) else {}
 
     @contextmanager
     def _translating(self, doing: str, path: str | None) -> Iterator[None]:
@@ -284,7 +283,7 @@ class ObstoreSink:
             raise made_up(doing)
 
     def _address(self, what: ArtifactKey | str) -> str:
-        return f"{self.uri}/{what}"
+        return f"{self._shown}/{what}"
 
     def _path(self, key: ArtifactKey) -> str:
         return f"{self._settings.root}/{key}".lstrip("/")
