@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from against_stores import moto
+from against_stores import empty, moto
 from side_by_side import forget
 from upload_to_store import environment
 
@@ -47,9 +47,9 @@ def measure(runs: int, room: Path, make_files: Callable[[Path, int, int], None],
     for title, (source, times) in workloads.items():
         found, removing = _syncs(runs, room, source, times, f"file:{room}/store", lambda: forget(room / "store"))
         lines += [f"### Sync to a folder beside a direct upload: {title}", "", *table(found), "", _part(removing), ""]
-    with moto(room) as (port, empty), _environment(**environment(f"http://127.0.0.1:{port}")):
+    with moto(room) as port, _environment(**environment(f"http://127.0.0.1:{port}")):
         for title, (source, times) in workloads.items():
-            found, removing = _syncs(runs, room, source, times, "s3://bench", empty)
+            found, removing = _syncs(runs, room, source, times, "s3://bench", functools.partial(empty, port))
             title = f"### Sync to S3 (moto) beside a direct upload: {title}"
             lines += [title, "", *table(found), "", _part(removing), ""]
     return lines

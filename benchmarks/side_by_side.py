@@ -25,7 +25,6 @@ def alternate(
     *,
     environment: Mapping[str, str] | None = None,
     warm: bool = True,
-    first: int = 0,
     after: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Run the clients in turn, ``runs`` times, after one round that does not count unless ``warm`` is false.
@@ -35,21 +34,18 @@ def alternate(
     Parameters
     ----------
     clients : mapping of str to list of str
-        The command of each. ``{turn}`` in it becomes something that no other run has.
-    first : int
-        Number of the first round.
+        The command of each.
     after : callable
         Called after each run, outside the clock, such as :func:`forget` with the server's folder.
     """
     measured: Measured = {name: [] for name in clients}
     wait_until_idle()
-    for turn in range(first, first + runs + warm):
+    for turn in range(runs + warm):
         for name, command in list(clients.items())[:: -1 if turn % 2 else 1]:
-            words = [word.replace("{turn}", f"{turn}-{time.monotonic_ns()}") for word in command]
             done = subprocess.run(
-                words, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+                command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
             )
-            if turn >= first + warm:
+            if turn >= warm:
                 measured[name].append(json.loads(done.stdout.splitlines()[-1]))
             after()
     return measured
