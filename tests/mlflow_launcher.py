@@ -167,9 +167,10 @@ def _log_to(path: Path) -> None:
 
 
 def _free_port() -> int:
-    """Below those that outgoing connections are given: the server takes seconds to start on it."""
+    """Below those that outgoing connections are given, and another process's own: the server takes seconds to start."""
+    lowest = 20_000 + os.getpid() % 60 * 200
     while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
+        port = random.SystemRandom().randrange(lowest, lowest + 200)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             return port

@@ -84,9 +84,13 @@ def botocore_session() -> Any:
 
 
 def free_port() -> int:
-    """Return a port that nobody has, and that no outgoing connection is given before a server has started on it."""
+    """Return a port that nobody has, and that no outgoing connection is given before a server has started on it.
+
+    Each process chooses among its own, since another one may look before the server has started, too.
+    """
+    lowest = 20_000 + os.getpid() % 60 * 200
     while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
+        port = random.SystemRandom().randrange(lowest, lowest + 200)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -113,11 +117,13 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     for _ in range(600):
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
         except OSError:
-            if server.poll() is not None:
-                break
             time.sleep(0.05)
+        else:
+            if server.poll() is None:
+                return
+        if server.poll() is not None:
+            break
     raise RuntimeError(f"{server.args!r} did not start:\n{log.read_text()}")
 
 

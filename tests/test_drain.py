@@ -36,7 +36,7 @@ FOREGROUND = """
 @threads_at_the_end
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, -15), (signal.SIGINT, -2)])
 def test_the_small_lands_and_the_large_waits_for_sync(tmp_path: Path, signum: signal.Signals, status: int) -> None:
-    with trainer(tmp_path, BACKGROUND.format(deadline=2)) as process:
+    with trainer(tmp_path, BACKGROUND.format(deadline=4)) as process:
         heard(process, "putting large.bin", "ready")
         process.send_signal(signum)
         assert ended(process)[0] == status
@@ -49,7 +49,7 @@ def test_the_small_lands_and_the_large_waits_for_sync(tmp_path: Path, signum: si
 def test_an_upload_in_the_foreground_is_kept_before_its_files_go(
     tmp_path: Path, signum: signal.Signals, status: int
 ) -> None:
-    with trainer(tmp_path, FOREGROUND.format(deadline=2)) as process:
+    with trainer(tmp_path, FOREGROUND.format(deadline=4)) as process:
         heard(process, "putting model.bin")
         process.send_signal(signum)
         assert ended(process)[0] == status
@@ -182,7 +182,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, program: str, signum: s
 def test_a_main_thread_that_is_stuck_outside_of_python_holds_nothing_up(tmp_path: Path) -> None:
     program = """
         import ctypes
-        stagesink.install_drain(deadline=2)
+        stagesink.install_drain(deadline=4)
         up = uploader(background=True)
         assert up.upload_file(made("large.bin"), "large.bin")
         assert up.upload_file(made("metrics.json", 500), "metrics.json")

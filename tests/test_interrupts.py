@@ -39,13 +39,21 @@ def tear() -> Iterator[Tear]:
 
 @pytest.fixture
 def torn(tear: Tear, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = threading.Condition.__init__
+    make, wait = threading.Condition.__init__, threading.Event.wait
+
+    def waited(self: threading.Event, timeout: float | None = None) -> bool:
+        """Wait a moment for what has happened already, too: a thread may have started before anybody waits for it."""
+        if self.is_set():
+            with self._cond:
+                self._cond.wait(0.001)
+        return wait(self, timeout)
 
     def made(self: threading.Condition, *arguments: Any) -> None:
         make(self, *arguments)
         tear(self)
 
     monkeypatch.setattr(threading.Condition, "__init__", made)
+    monkeypatch.setattr(threading.Event, "wait", waited)
 
 
 @pytest.mark.usefixtures("torn")

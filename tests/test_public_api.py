@@ -165,10 +165,12 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]
 
 
 @pytest.mark.once
+@pytest.mark.timeout(600)
 def test_a_program_that_uses_it_all_is_typed(complaints: dict[str, list[int]]) -> None:
     assert complaints["good"] == []
 
 
+@pytest.mark.timeout(600)
 def test_the_types_catch_what_is_wrong(complaints: dict[str, list[int]]) -> None:
     assert complaints["bad"] == [3, 4, 5, 6, 7]
 

@@ -120,7 +120,7 @@ UPLOADS = """
 def test_a_signal_reaches_the_command_once_and_its_uploads_are_kept(
     tmp_path: Path, signum: signal.Signals, code: int, whole_group: bool
 ) -> None:
-    with stagesink(tmp_path, "run", "--deadline", "2", *python(tmp_path, UPLOADS), session=True) as process:
+    with stagesink(tmp_path, "run", "--deadline", "4", *python(tmp_path, UPLOADS), session=True) as process:
         heard(process, "putting model.bin")
         if whole_group:
             os.killpg(process.pid, signum)

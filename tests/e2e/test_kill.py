@@ -72,7 +72,7 @@ def test_a_process_killed_at_any_moment_leaves_nothing_half_visible(tmp_path: Pa
             moments += 1
             tell(uploads)
             child = int(said(uploads))
-            time.sleep(random.uniform(0, 0.12))
+            time.sleep(random.uniform(0, 0.12 * (1 + moments / 25)))  # longer and longer, on a slow disk
             os.kill(child, signal.SIGKILL)
             assert said(uploads) == str(int(signal.SIGKILL))
             if not (store / "run").exists():

@@ -111,15 +111,15 @@ def refusal(code: str) -> Answer:
 
 @contextmanager
 def stalls(world: World) -> Iterator[None]:
-    """Have one request of a client that waits two seconds stay without an answer."""
+    """Have one request of a client that waits four seconds stay without an answer."""
     with once(Stall(), path="model.bin")(world), world.monkeypatch.context() as patch:
-        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
         if world.kind == "s3":
-            patch.setitem(world.options, "config_kwargs", {"read_timeout": 2.0})
+            patch.setitem(world.options, "config_kwargs", {"read_timeout": 4.0})
         if world.kind == "azureml":
             from stagesink.sinks._http import pools
 
-            patch.setitem(pools.pool_manager.__kwdefaults__, "seconds", 2.0)
+            patch.setitem(pools.pool_manager.__kwdefaults__, "seconds", 4.0)
         yield
 
 
@@ -288,8 +288,9 @@ sys.stdin.read()
 
 @contextmanager
 def locked_index(world: World) -> Iterator[None]:
-    """Have another process hold the index for itself."""
-    with running(_HOLD, world.outbox / "index.db") as holder:
+    """Have another process hold the index for itself, longer than anybody waits for it."""
+    with world.monkeypatch.context() as patch, running(_HOLD, world.outbox / "index.db") as holder:
+        patch.setattr("stagesink.outbox.index._BUSY_SECONDS", 0.2)
         assert said(holder) == "held"
         yield
         assert holder.stdin is not None

@@ -91,8 +91,6 @@ def _set_up(row: Row, world: World) -> None:
     }
     for name, value in settings.items():
         world.monkeypatch.setenv(f"STAGESINK_{name}", value)
-    # A process that is alone waits half a minute for a lock of its index; what holds one here holds it longer.
-    world.monkeypatch.setattr("stagesink.outbox.index._BUSY_SECONDS", 0.2)
 
 
 def _make(folder: Path, *, seed: int, large: bool = False) -> dict[str, str]:

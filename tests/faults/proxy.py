@@ -223,6 +223,8 @@ class FaultProxy:
             self._timer.start()
             return
         body = _read_body(stream, headers)
+        if body is None:
+            return  # a server would wait for the rest, and we for it
         if isinstance(fault, Stall):
             stream.read(1)
             return
@@ -282,13 +284,17 @@ def _read_headers(stream: BinaryIO) -> dict[str, str]:
     return headers
 
 
-def _read_body(stream: BinaryIO, headers: dict[str, str]) -> bytes:
-    """Read a body as it was framed, chunk marks included, so that it can be sent on unchanged."""
+def _read_body(stream: BinaryIO, headers: dict[str, str]) -> bytes | None:
+    """Read a body as it was framed, chunk marks included, so that it can be sent on; None when it breaks off."""
     if headers.get("transfer-encoding", "").lower() != "chunked":
-        return stream.read(int(headers.get("content-length", 0)))
+        length = int(headers.get("content-length", 0))
+        body = stream.read(length)
+        return body if len(body) == length else None
     body = b""
     while True:
         mark = stream.readline()
+        if not mark:
+            return None
         size = int(mark.split(b";")[0], 16)
         body += mark + stream.read(size + 2)
         if size == 0:

@@ -201,10 +201,10 @@ def test_a_reply_lost_after_the_bytes_had_arrived_sends_nothing_twice(
 def test_a_timeout_after_the_bytes_had_arrived_sends_nothing_twice(
     proxy: FaultProxy, uri: str, run_id: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     sink = MlflowSink(uri)
     sink.stat(ArtifactKey(run_id, "warm"))
-    proxy.plan(Delay(3), method="PUT")
+    proxy.plan(Delay(6), method="PUT")
     slow = TransferOptions(attempts=4, initial=3.0, max_wait=3.0)
     (receipt,) = Transfer(sink, slow).run(plan_file(run_id, "metrics.json", file))
     # Looked at before the slow server had it, it is sent again: that is allowed, only a loss is not.

@@ -157,7 +157,7 @@ def test_what_adds_to_a_folder_waits_for_what_is_to_lie_there(
     for handle in handles:
         with pytest.raises(StagesinkError):
             handle.result(60)
-    assert [row.attempts for row in outbox.rows()] == [1, 0]
+    assert [row.attempts > 0 for row in outbox.rows()] == [True, False]
 
 
 def test_a_defect_of_a_sink_ends_no_thread(submit: Submit, gate: Gate, outbox: Outbox, background) -> None:  # type: ignore[no-untyped-def]
@@ -359,8 +359,13 @@ def test_ctrl_c_at_the_end_leaves_the_rest_in_the_outbox(tmp_path: Path) -> None
     program = """
         assert uploader(background=True).upload_file(made("a"), "a")
         sys.stdout.flush()
+        def main_thread_is_in():
+            frame = sys._current_frames().get(threading.main_thread().ident)
+            while frame is not None:
+                yield frame.f_code.co_name
+                frame = frame.f_back
         def interrupt():
-            while "finish" not in str(sys._current_frames()[threading.main_thread().ident].f_back.f_code):
+            while "finish" not in main_thread_is_in():
                 time.sleep(0.01)
             signal.raise_signal(signal.SIGINT)
         threading.Thread(target=interrupt, daemon=True).start()

@@ -445,6 +445,7 @@ _SHORT = settings(
 
 
 @pytest.mark.once
+@pytest.mark.timeout(600)
 def test_any_order_of_uploads_failures_crashes_and_syncs_loses_nothing() -> None:
     run_state_machine_as_test(OutboxMachine, settings=_SHORT)
 

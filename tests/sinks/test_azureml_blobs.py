@@ -387,9 +387,9 @@ def block_name(target: str) -> str:
 def test_a_url_that_ends_in_the_middle_does_not_start_the_object_again(
     azureml_service: FakeAzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real signatures of two seconds, and a store that takes one for each block."""
-    with lines_before(azureml_service, tmp_path, sas_seconds=2.0) as lines, job_on(lines, monkeypatch) as job:
-        lines.store.plan(Delay(1.1), times=4, method="PUT")
+    """Real signatures of four to five seconds, and a store that takes nearly as long for each of some blocks."""
+    with lines_before(azureml_service, tmp_path, sas_seconds=5.0) as lines, job_on(lines, monkeypatch) as job:
+        lines.store.plan(Delay(4.2), times=4, method="PUT")
         source = GeneratedSource(8 * BLOCK)
         counted: list[int] = []
         stored = job.sink.put(job.key(), source, on_bytes=counted.append)

@@ -336,6 +336,7 @@ def test_a_put_that_failed_leaves_no_folder_in_the_way(root: Path, fsync: bool) 
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("fsync", [True, False])
 def test_deleting_and_putting_in_one_folder_at_once(root: Path, fsync: bool) -> None:
     stop = threading.Event()

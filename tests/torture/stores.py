@@ -142,6 +142,7 @@ def azureml_store(folder: Path, service: FakeAzureML | None = None) -> Iterator[
         with azureml_server(folder, plain=True) as service, azureml_store(folder, service) as store:
             yield store
         return
+    from azure.core.exceptions import ResourceNotFoundError
     from azure.storage.blob import ContainerClient
 
     with ContainerClient.from_connection_string(service.azurite.connection_string, "azureml") as container:
@@ -157,6 +158,14 @@ def azureml_store(folder: Path, service: FakeAzureML | None = None) -> Iterator[
             def blobs() -> set[str]:
                 return {name.removeprefix(prefix) for name in container.list_blob_names(name_starts_with=prefix)}
 
+            def objects() -> dict[str, bytes]:
+                found = {}
+                # The paths first: one that is forgotten is no object any more, whatever its blob does.
+                for path in registered() & blobs():
+                    with suppress(ResourceNotFoundError):  # what a killed process asked for last is done just now
+                        found[path] = container.download_blob(prefix + path).readall()
+                return found
+
             def clear() -> None:
                 for path in blobs():
                     container.delete_blob(prefix + path)
@@ -164,8 +173,7 @@ def azureml_store(folder: Path, service: FakeAzureML | None = None) -> Iterator[
             return Run(
                 run_id,
                 "azureml:",
-                # The paths first: one that is forgotten is no object any more, whatever its blob does.
-                lambda: {path: container.download_blob(prefix + path).readall() for path in registered() & blobs()},
+                objects,
                 lambda: registered() ^ blobs(),
                 clear,
                 environment=service.environment(run_id),

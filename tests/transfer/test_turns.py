@@ -279,7 +279,8 @@ def test_a_note_from_elsewhere_that_does_not_change_is_stale_in_the_end(memory: 
     assert manifest_in(memory) is not None
 
 
-def test_a_writer_that_takes_long_is_not_taken_for_dead(memory: MemorySink, impatient: None) -> None:
+def test_a_writer_that_takes_long_is_not_taken_for_dead(memory: MemorySink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "STALE_SECONDS", 1.0)
     with writing(memory) as other:
         first = notes(memory)
         with pytest.raises(SinkConflict), writing(memory):
