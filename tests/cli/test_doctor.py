@@ -105,3 +105,4 @@ def test_a_sink_with_nothing_to_sweep(run):
     answer = run("doctor", "--sweep", "--json")
     assert answer.json["swept"] == []
     assert answer.json["ok"] is True
+    assert "Not swept" in run("doctor", "--sweep").out

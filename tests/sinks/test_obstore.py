@@ -392,6 +392,20 @@ def test_what_killed_processes_left_is_swept(moto: S3Server, bucket: str, sink: 
     assert len(theirs.sweep(timedelta(days=1))) == 1
 
 
+def test_a_client_that_drops_the_slash_of_a_folder_sweeps_nobody_elses(
+    moto: S3Server, bucket: str, sink: ArtifactSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As s3fs did up to 2025.12."""
+    from s3fs import S3FileSystem
+
+    split = S3FileSystem.split_path
+    monkeypatch.setattr(S3FileSystem, "split_path", lambda self, path: split(self, path.rstrip("/")))
+    name = begin_upload(moto, bucket, sink)
+    begin_upload(moto, bucket, open_sink(f"{sink.uri}-theirs", storage_options=moto.options()))
+    assert isinstance(sink, SweepingSink)
+    assert sink.sweep(timedelta(days=1)) == [f"s3://{bucket}/{name}"]
+
+
 def test_azure_has_nothing_to_sweep(azurite: Azurite) -> None:
     sink = open_sink("az://stagesink/sweep", storage_options={"connection_string": azurite.connection_string})
     assert isinstance(sink, SweepingSink)

@@ -75,9 +75,8 @@ def doctor(
         document["swept"] = swept
     rows = [(step.name, f"{step.ms:.1f}", "ok" if step.error is None else str(step.error)) for step in steps]
     where = f"Sink: {chosen['uri']} ({chosen['why']})" if chosen else "Sink: none"
-    out.show(
-        document, _packages(installed), where, table(("Probe", "ms", "Result"), rows, right=("ms",)), *_swept(swept)
-    )
+    probed = table(("Probe", "ms", "Result"), rows, right=("ms",))
+    out.show(document, _packages(installed), where, probed, *_swept(swept, steps))
     if problem is not None:
         raise typer.Exit(exit_code(problem))
 
@@ -129,10 +128,12 @@ def _packages(installed: dict[str, Any]) -> Any:
     return table(("Part", "Version", ""), rows)
 
 
-def _swept(swept: list[str] | None) -> list[str]:
+def _swept(swept: list[str] | None, steps: list[Step]) -> list[str]:
     if swept is None:
         return []
-    return [f"Aborted: {name}" for name in swept] or ["Nothing unfinished lies there."]
+    if not any(step.name == "sweep" and step.error is None for step in steps):
+        return ["Not swept: there is nothing to sweep in such a store, or it could not be asked."]
+    return [f"Aborted: {name}" for name in swept] or ["Nothing unfinished was found."]
 
 
 def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any], swept: list[str] | None) -> list[Step]:

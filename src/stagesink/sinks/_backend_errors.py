@@ -251,3 +251,11 @@ def _is_an_answer(error: BaseException) -> bool:
         error, "mlflow.exceptions", "RestException"
     )
     return not (own and _code(error) in _OF_THE_CLIENT)
+
+
+def made_up(doing: str) -> SinkError:
+    """Return the error for an answer that no store gives."""
+    return SinkError(
+        f"{doing}: something else than the store answered.",
+        hint="A proxy or a login page stands in between: check the endpoint, HTTPS_PROXY and NO_PROXY.",
+    )

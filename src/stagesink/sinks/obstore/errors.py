@@ -15,6 +15,7 @@ from stagesink.errors import (
     SinkError,
     TransientSinkError,
 )
+from stagesink.sinks._backend_errors import made_up
 from stagesink.sinks._http.status import kind_of_status
 from stagesink.sinks.obstore.look import Answer
 
@@ -112,14 +113,6 @@ def error_of(answer: Answer, doing: str, missing: type[SinkError]) -> SinkError 
     if hint is None and kind is SinkError:
         hint = "Check the address and artifacts.storage_options; `stagesink doctor` tests them."
     return kind(message, hint=hint)
-
-
-def made_up(doing: str) -> SinkError:
-    """Return the error for an answer that no store gives."""
-    return SinkError(
-        f"{doing}: something else than the store answered.",
-        hint="A proxy or a login page stands in between: check the endpoint, HTTPS_PROXY and NO_PROXY.",
-    )
 
 
 def _second(look: Callable[[], Answer] | None) -> Answer | SinkError | None:
