@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -77,18 +78,22 @@ def test_what_is_large_goes_in_blocks_each_with_its_checksum_committed_at_once(j
     assert holds(job, source)
 
 
-class Corrupting:
-    """Changes one bit of a body on its way."""
+def flipped(body: bytes) -> bytes:
+    return bytes([body[0] ^ 1]) + body[1:]
 
-    def __init__(self, lines: Lines, part: str) -> None:
-        self.store, self.part = lines.store, part
+
+class Corrupting:
+    """Changes a body on its way."""
+
+    def __init__(self, lines: Lines, part: str, change: Callable[[bytes], bytes] = flipped) -> None:
+        self.store, self.part, self.change = lines.store, part, change
 
     def __enter__(self) -> None:
         forward = self.store._forward
 
         def changed(line: bytes, headers: dict[str, str], body: bytes) -> bytes:
             if line.startswith(b"PUT") and self.part.encode() in line and body:
-                body = bytes([body[0] ^ 1]) + body[1:]
+                body = self.change(body)
             return forward(line, headers, body)
 
         self.store._forward = changed  # type: ignore[method-assign]
@@ -106,8 +111,16 @@ def test_the_store_refuses_bytes_that_changed_on_their_way(job: Job, size: int, 
     assert list(job.sink.list(job.run_id)) == []
 
 
-def test_a_block_list_that_changed_on_its_way_commits_nothing(job: Job) -> None:
-    with Corrupting(job.lines, "comp=blocklist"), pytest.raises(Exception, match="could not be put"):
+def swapped(body: bytes) -> bytes:
+    """Change the order of two blocks, in a list that is well-formed still."""
+    names = re.findall(rb"<Latest>[^<]+</Latest>", body)
+    return body.replace(b"".join(names), b"".join(reversed(names)))
+
+
+@pytest.mark.parametrize("change", [flipped, swapped])
+def test_a_block_list_that_changed_on_its_way_commits_nothing(job: Job, change: Callable[[bytes], bytes]) -> None:
+    changing = Corrupting(job.lines, "comp=blocklist", change)
+    with changing, pytest.raises(VerificationError, match="could not be put"):
         job.sink.put(job.key(), GeneratedSource(LARGE))
     assert job.sink.stat(job.key()) is None
 

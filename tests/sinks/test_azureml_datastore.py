@@ -15,8 +15,8 @@ from faults.proxy import Answer
 pytest.importorskip("urllib3", reason="comes with the extra azureml")
 pytest.importorskip("adlfs", reason="comes with the extra az")
 
-from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import ConfigError, RunNotFound, SinkAuthError, SinkError, StagesinkError
+from stagesink.artifacts import ArtifactKey, MemorySource, StoredArtifact
+from stagesink.errors import ConfigError, RunNotFound, SinkAuthError, SinkError, StagesinkError, TransientSinkError
 from stagesink.sinks.azureml import datastore
 from stagesink.sinks.azureml.datastore import DatastoreSink
 from stagesink.sinks.protocol import ArtifactSink
@@ -82,6 +82,32 @@ def test_it_is_asked_again_before_the_signature_ends(job: Job, monkeypatch: pyte
     assert closed == [first]
 
 
+def test_a_signature_that_ends_within_an_object_is_a_reason_to_try_again(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = opened("azureml://datastores/workspaceblobstore/paths/ends")
+    sink.put(KEY, MemorySource(b"x"))
+    assert sink._opened is not None
+    seconds, steady = 0.0, time.monotonic
+    monkeypatch.setattr(datastore.time, "monotonic", lambda: steady() + seconds)
+
+    def put(*_: object, **__: object) -> StoredArtifact:
+        nonlocal seconds
+        seconds += after
+        raise SinkAuthError("403")
+
+    monkeypatch.setattr(sink._opened.sink, "put", put)
+    after = 10.0
+    with pytest.raises(SinkAuthError):
+        sink.put(KEY, MemorySource(b"yy"))
+    after = 3700.0
+    with pytest.raises(TransientSinkError, match="ended meanwhile"):
+        sink.put(KEY, MemorySource(b"yy"))
+    assert sink.put(KEY, MemorySource(b"yy")).size == 2
+    assert job.service.calls.count("datastore") == 2
+    sink.close()
+
+
 def test_a_datastore_needs_no_run(job: Job) -> None:
     assert not hasattr(opened("azureml://datastores/workspaceblobstore"), "tracks_runs")
 
@@ -144,9 +170,13 @@ def test_without_a_secret_we_show_ourselves_who_we_are() -> None:
     assert datastore._options(china, {}) == {**options, "account_host": "acc.blob.core.chinacloudapi.cn"}
 
 
-def test_nobody_elses_account_stands_for_the_datastores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=other;AccountKey=c2VjcmV0")
-    with pytest.raises(ConfigError, match="AZURE_STORAGE_CONNECTION_STRING would send") as caught:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CONNECTION_STRING", "AccountName=other;AccountKey=c2VjcmV0"), ("ACCOUNT_KEY", "c2VjcmV0"), ("SAS_TOKEN", "s")],
+)
+def test_nobody_elses_account_stands_for_the_datastores(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+    with pytest.raises(ConfigError, match=f"AZURE_STORAGE_{name} is another account's") as caught:
         datastore._options({"accountName": "acc"}, {})
     assert "c2VjcmV0" not in str(caught.value)
     datastore._options({"accountName": "acc"}, {"connection_string": "AccountName=acc;AccountKey=a2V5"})  # goes first

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
-from stagesink.errors import ArtifactNotFound, ConfigError, RunNotFound, SinkError
+from stagesink.errors import ArtifactNotFound, ConfigError, RunNotFound, SinkAuthError, SinkError, TransientSinkError
 from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.azureml.address import Address, Datastore, Workspace
 from stagesink.sinks.azureml.service import error_of
@@ -20,8 +20,17 @@ from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.sinks.registry import open_sink
 
 _MARGIN = 300.0  # seconds before its end, or half of a shorter time: a large object must land before
-_ANOTHER = "AZURE_STORAGE_CONNECTION_STRING"  # goes before an account's name in every client
+_ANOTHERS = tuple(f"AZURE_STORAGE_{name}" for name in ("CONNECTION_STRING", "ACCOUNT_KEY", "SAS_TOKEN"))
+"""Variables that a client would use for any account."""
 _LEAST = 10.0  # seconds: what has ended when it comes does so by this machine's clock alone
+
+
+class _Opened(NamedTuple):
+    """The sink that carries, until when it is used for what begins, and when what opens it ends; monotonic times."""
+
+    sink: ArtifactSink
+    until: float | None = None
+    ends: float | None = None
 
 
 class DatastoreSink:
@@ -56,7 +65,7 @@ class DatastoreSink:
         self._http = http
         self._options = dict(storage_options)
         self._reopen = reopen
-        self._opened: tuple[ArtifactSink, float | None] | None = None
+        self._opened: _Opened | None = None
         self._replaced: list[ArtifactSink] = []  # uploads may still be using them
         self._locks: dict[int, threading.Lock] = {}  # by process id: a fork may come while the parent holds its own
 
@@ -74,7 +83,16 @@ class DatastoreSink:
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
         """Store all bytes of ``source`` under ``key``; see :meth:`.ArtifactSink.put`."""
-        return self._inner().put(key, source, on_bytes=on_bytes)
+        opened = self._current()
+        try:
+            return opened.sink.put(key, source, on_bytes=on_bytes)
+        except SinkAuthError as error:
+            if opened.ends is None or time.monotonic() < opened.ends:
+                raise
+            raise TransientSinkError(
+                f"{error.message} The signature had ended meanwhile; the next attempt has a new one.",
+                hint="What takes longer than a signature lasts needs a key, or identity-based access.",
+            ) from None
 
     def stat(self, key: ArtifactKey) -> StoredArtifact | None:
         """Return what is held under ``key``, or None."""
@@ -95,22 +113,25 @@ class DatastoreSink:
     def close(self) -> None:
         """Let go of connections."""
         if self._opened is not None:
-            self._replaced.append(self._opened[0])
+            self._replaced.append(self._opened.sink)
             self._opened = None
         while self._replaced:
             self._replaced.pop().close()
         self._http.close()
 
     def _inner(self) -> ArtifactSink:
+        return self._current().sink
+
+    def _current(self) -> _Opened:
         with self._locks.setdefault(os.getpid(), threading.Lock()):
             opened = self._opened
-            if opened is None or (opened[1] is not None and opened[1] <= time.monotonic()):
+            if opened is None or (opened.until is not None and opened.until <= time.monotonic()):
                 if opened is not None:
-                    self._replaced.append(opened[0])
+                    self._replaced.append(opened.sink)
                 opened = self._opened = self._open()
-            return opened[0]
+            return opened
 
-    def _open(self) -> tuple[ArtifactSink, float | None]:
+    def _open(self) -> _Opened:
         section = _section(self._http, self._address.workspace, self._datastore.name)
         path = f"/{self._datastore.path}" if self._datastore.path else ""
         sas = section.get("sasToken")
@@ -120,9 +141,9 @@ class DatastoreSink:
         )
         ends = expiry(f"?{sas.lstrip('?')}") if isinstance(sas, str) else None
         if ends is None:
-            return sink, None
-        left = ends - time.time()
-        return sink, time.monotonic() + max(left - _MARGIN, left / 2, _LEAST)
+            return _Opened(sink)
+        now, left = time.monotonic(), ends - time.time()
+        return _Opened(sink, now + max(left - _MARGIN, left / 2, _LEAST), now + left)
 
 
 def _section(http: HttpClient, workspace: Workspace, name: str) -> Mapping[str, Any]:
@@ -164,10 +185,11 @@ def _options(section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     if key := section.get("accountKey"):
         return {"connection_string": f"{place};AccountKey={key}"}
     # We show ourselves who we are; to nobody else, so nothing may stand for another account.
-    if os.environ.get(_ANOTHER) and not given.get("connection_string"):
+    another = next((name for name in _ANOTHERS if os.environ.get(name)), None)
+    if another is not None and not given.keys() & {"connection_string", "account_key", "sas_token"}:
         raise ConfigError(
-            f"{_ANOTHER} would send what is put into this datastore to its own account.",
-            hint=f"Unset {_ANOTHER} for this process.",
+            f"{another} is another account's, and would be used for this datastore.",
+            hint=f"Unset {another} for this process.",
         )
     host = {} if _is_address(endpoint) else {"account_host": f"{account}.blob.{endpoint}"}
     return {"account_name": account, "anon": False, **host}
