@@ -45,6 +45,19 @@ def test_the_small_lands_and_the_large_waits_for_sync(tmp_path: Path, signum: si
     assert synced(tmp_path)["large.bin"] == bytes_of("large.bin")
 
 
+def test_a_large_file_is_no_link_any_more_when_the_process_has_gone(tmp_path: Path) -> None:
+    program = """
+        stagesink.install_drain(deadline=4)
+        uploader().upload_file(made("model.bin", 3_000_000), "model.bin")
+    """
+    with trainer(tmp_path, program) as process:
+        heard(process, "putting model.bin")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == -15
+    (tmp_path / "work/model.bin").write_bytes(b"the job that was started again writes its next one over it")
+    assert synced(tmp_path) == {"model.bin": bytes_of("model.bin", 3_000_000)}
+
+
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, -15), (signal.SIGINT, -2)])
 def test_an_upload_in_the_foreground_is_kept_before_its_files_go(
     tmp_path: Path, signum: signal.Signals, status: int

@@ -215,6 +215,39 @@ def test_an_older_one_is_not_lost_when_the_newer_one_fails_as_well(
         assert entry is not None  # and is let go of
 
 
+def test_what_waits_for_another_store_of_that_name_waits_on(gone: Store, checkpoint: Path, outbox: Outbox) -> None:
+    class At(FaultySink):
+        host = ""
+
+    here, there = (At(open_sink(gone.uri)) for _ in range(2))
+    here.host, there.host = "http://a:9000", "http://b:9000"
+    assert ArtifactUploader("run", "training", sink=here).upload_checkpoint(checkpoint) is False
+    gone.bring_back()
+    assert ArtifactUploader("run", "training", sink=there).upload_checkpoint(checkpoint) is True
+    assert [(row.path, row.host) for row in outbox.rows()] == [("checkpoint", "http://a:9000")]
+    assert ArtifactUploader("run", "training", sink=here).upload_checkpoint(checkpoint) is True
+    assert outbox.rows() == []
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_whoever_holds_an_older_one_for_ever_holds_nobody_up(
+    gone: Store, checkpoint: Path, outbox: Outbox, adds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a `stagesink sync` that was stopped in the middle."""
+    monkeypatch.setenv("STAGESINK_RETRIES_BUDGET", "0.3")
+    uploader = ArtifactUploader("run", "training", sink=gone.uri)
+    uploader.upload_checkpoint(checkpoint)
+    gone.bring_back()
+    (row,) = outbox.rows()
+    upload = (lambda: uploader.add_files(checkpoint / "config.json", "checkpoint")) if adds else None
+    with outbox.claim(row.id):
+        assert (upload or (lambda: uploader.upload_checkpoint(checkpoint)))() is False
+    assert "Another process holds" in str(uploader.errors[-1])
+    assert len(outbox.rows()) == 2
+    sync(outbox)
+    assert outbox.rows() == []
+
+
 def test_what_adds_to_a_folder_comes_after_what_waits_for_it(gone: Store, checkpoint: Path, outbox: Outbox) -> None:
     uploader = ArtifactUploader("run", "training", sink=gone.uri)
     uploader.upload_checkpoint(checkpoint)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagesink.redaction import secrets_of, shows_secret, without_secrets
+from stagesink.redaction import secrets_of, shows_secret, without_secrets, without_secrets_in
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,15 @@ def test_a_cause_that_quotes_a_secret_is_found_however_it_is_spelled() -> None:
         outer.__cause__ = inner
         assert shows_secret(outer, secrets), text
     assert not shows_secret(ValueError("nothing to see"), secrets)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("PUT https://me:word@host/x?sig=SECRET failed", "PUT https://***@host/x?*** failed"),
+        ("no 'https://h/a?b=c'; s3://bucket/x.", "no 'https://h/a?***'; s3://bucket/x."),
+        ("nothing: to/see here", "nothing: to/see here"),
+    ],
+)
+def test_a_text_that_quotes_urls_shows_no_secret(text, shown):
+    assert without_secrets_in(text) == shown

@@ -176,6 +176,13 @@ class MemorySource:
         return id(self.data), len(self.data)
 
 
+def other_bytes(path: os.PathLike[str] | str) -> SourceUnreadable:
+    """Return the error of a file whose bytes are not those that it is known to hold."""
+    return SourceUnreadable(
+        f"{path} does not hold the bytes any more that were kept.", hint="Check the disk it lies on, and its memory."
+    )
+
+
 def source_error(
     path: os.PathLike[str] | str, error: OSError | ValueError
 ) -> SourceNotFound | SourceUnreadable | SourceKindError:

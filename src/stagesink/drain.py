@@ -93,6 +93,7 @@ def kept_on_a_signal(
     keep: Callable[[], Sequence[Entry]],
     land: Callable[[Sequence[Entry]], object],
     remove: Callable[[str], object],
+    secure: Callable[[str], object],
 ) -> Iterator[None]:
     """Keep the upload of the block when a signal comes meanwhile, or has come.
 
@@ -104,12 +105,14 @@ def kept_on_a_signal(
         Has entries uploaded in the background: those of a block that the signal has ended.
     remove : callable
         Takes an entry away by its id: the block has landed it.
+    secure : callable
+        Makes an entry, by its id, safe from a power cut and from the owner of its files.
     """
     drain = _drain
     if drain is None:
         yield
         return
-    upload = _Upload(keep, remove)
+    upload = _Upload(keep, remove, secure)
     drain.uploads.append(upload)  # one bytecode: no lock, nothing to be interrupted in
     try:
         if drain.is_on:
@@ -130,9 +133,12 @@ def kept_on_a_signal(
 class _Upload:
     """An upload in the foreground."""
 
-    def __init__(self, keep: Callable[[], Sequence[Entry]], remove: Callable[[str], object]) -> None:
+    def __init__(
+        self, keep: Callable[[], Sequence[Entry]], remove: Callable[[str], object], secure: Callable[[str], object]
+    ) -> None:
         self._keep = keep
         self._remove = remove
+        self._secure = secure
         self._lock = threading.Lock()
         self._done = False
         self._entries: Sequence[Entry] = ()
@@ -147,6 +153,15 @@ class _Upload:
                 except StagesinkError as error:
                     _log.error("An upload that was under way could not be kept: %s", error)
             return self._entries
+
+    def secure(self) -> int:
+        """Make what was kept of it safe for long, and return how many entries that are."""
+        for entry in self._entries:
+            try:
+                self._secure(entry.id)
+            except StagesinkError as error:  # it is safe from the end of this process all the same
+                _log.warning("%s: %s", entry.path, error)
+        return len(self._entries)
 
     def has_landed(self) -> None:
         """Take away what was kept of it."""
@@ -317,6 +332,9 @@ class _Drain:
             uploader.flush(max(0.0, lands_until - time.monotonic()))
         while self.uploads and notice.is_on and time.monotonic() < lands_until:
             time.sleep(0.05)  # they go on, in threads of their callers
+        for upload in list(self.uploads) if notice.is_on else ():
+            if left := upload.secure():
+                _log.warning("%s: %d uploads under way are kept: `stagesink sync` uploads them.", name, left)
         for uploader in uploaders if notice.is_on else ():
             if left := uploader.secure(notice.until):
                 _log.warning(

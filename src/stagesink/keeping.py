@@ -28,9 +28,9 @@ from stagesink.errors import (
     TransientSinkError,
 )
 from stagesink.outbox.settings import OutboxSettings
-from stagesink.redaction import bare_uri
+from stagesink.redaction import bare_uri, without_secrets_in
 from stagesink.sinks import open_sink
-from stagesink.sinks.protocol import ArtifactSink
+from stagesink.sinks.protocol import ArtifactSink, host_of_sink
 from stagesink.sinks.registry import scheme_of
 from stagesink.transfer import Plan, TransferOptions
 
@@ -142,24 +142,28 @@ class Keeper:
         return KeptRuns(self._config.artifacts.outbox.path, sink_uri, lambda: self.outbox)
 
     def keep(
-        self, plans: Sequence[Plan], sink_uri: str, *, quick: bool = False, error: Exception | None = None
+        self, plans: Sequence[Plan], sink: ArtifactSink, *, quick: bool = False, error: Exception | None = None
     ) -> list[Entry]:
-        """Keep uploads, which failed with an error if one is given.
+        """Keep uploads to a sink, which failed with an error if one is given.
 
         Raises
         ------
         SourceError, OutboxError
             One could not be kept. Those before it are.
         """
-        kept = []
+        kept, host = [], host_of_sink(sink)
         for plan in plans:
             slot = self._config.stages.slot_for(self._stage, plan.path)
             priority = {} if slot is None else {"priority": slot.priority}
             name = None if slot is None else slot.name
             # The text of an error that is none of ours may quote anything.
-            why = error.message if isinstance(error, StagesinkError) else type(error).__name__ if error else None
+            why = type(error).__name__ if error is not None else None
+            if isinstance(error, StagesinkError):
+                why = without_secrets_in(error.message)
             kept.append(
-                self.outbox.keep(plan, sink_uri, stage=self._stage, slot=name, quick=quick, why=why, **priority)
+                self.outbox.keep(
+                    plan, sink.uri, host=host, stage=self._stage, slot=name, quick=quick, why=why, **priority
+                )
             )
         return kept
 
@@ -182,12 +186,16 @@ class Keeper:
             replaced: list[str] = []
             for plan, row in older:
                 if row.path == plan.place and not plan.adds:
-                    if claims.enter_context(outbox.claim(row.id, timeout=-1)) is not None:
+                    if claims.enter_context(outbox.claim(row.id, timeout=options.budget)) is not None:
                         replaced.append(row.id)
+                    elif outbox.entry(row.id) is not None:
+                        raise _held(row)
                     continue
                 # What waits may know the run by a name from before its server knew it.
                 landing = Sync(outbox, lambda uri: sink, options, run_of=partial(_named, plan.run_id))
-                for outcome in landing.land([row], wait=True):
+                for outcome in landing.land([row], wait=options.budget):
+                    if outcome.status == "held":
+                        raise _held(row)
                     if outcome.error is not None and can_wait(outcome.error):
                         raise outcome.error  # what can never land stops nobody
             yield
@@ -199,7 +207,12 @@ class Keeper:
         if not self.is_on or not os.path.isdir(self._config.artifacts.outbox.path):
             return []
         try:
-            return [(plan, row) for plan in plans for row in self.outbox.waiting_for(sink.uri, plan.run_id, plan.place)]
+            host = host_of_sink(sink)
+            return [
+                (plan, row)
+                for plan in plans
+                for row in self.outbox.waiting_for(sink.uri, plan.run_id, plan.place, host)
+            ]
         except OutboxError as error:
             _log.warning("%s What may wait there for the same place would land over this upload later.", error)
             return []
@@ -212,6 +225,10 @@ class Keeper:
 
         uploader = background_uploader(self.outbox)
         return [uploader.submit(entry, open_sink, options, closes=closes) for entry in entries]
+
+
+def _held(row: Row) -> TransientSinkError:
+    return TransientSinkError(f"Another process holds the upload of {row.path} that was kept before, and is not done.")
 
 
 def _named(run_id: str, entry: Entry, sink: ArtifactSink) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 _LOGIN = re.compile(r"([^/@?#:]*):(?!\d{1,5}(?:[/?#]|$))(.*)@", re.DOTALL)  # `host:22/a@b` has a port, not a password
 _USER = re.compile(r"[^/?#]*@")
 _CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # `abfs://container@account` holds no user
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
 
 _SECRET_NAME = re.compile(r"key|secret|token|pass|sas|cred|connection_string|auth", re.IGNORECASE)
@@ -40,6 +41,11 @@ def without_secrets(uri: str) -> str:
     login = _LOGIN.match(bare) or (None if scheme.lower() in _CONTAINER_SCHEMES else _USER.match(bare))
     shown = bare if login is None else f"***@{bare[login.end() :]}"
     return f"{scheme}://{shown}" + ("" if bare == rest else "?***")
+
+
+def without_secrets_in(text: str) -> str:
+    """Return a text with its URLs fit for a log: somebody else's error may quote one whole."""
+    return _URL.sub(lambda found: without_secrets(found[0]), text)
 
 
 def address_of(uri: str) -> str:

@@ -329,7 +329,7 @@ class ArtifactUploader:
         SourceError, OutboxError
             It could not be kept.
         """
-        self._keeper.keep([plan], self.sink.uri, error=error)
+        self._keeper.keep([plan], self.sink, error=error)
 
     def upload_slots(
         self,
@@ -559,7 +559,7 @@ class ArtifactUploader:
                 "Uploading in the background and offline need the outbox, and it is switched off.",
                 hint="Set artifacts.outbox.enabled (STAGESINK_OUTBOX_ENABLED) to true.",
             )
-        entries = self._keeper.keep(plans, self.sink.uri, quick=is_on_its_way)
+        entries = self._keeper.keep(plans, self.sink, quick=is_on_its_way)
         if is_on_its_way:
             self._leave_to_parent()
             self.handles += self._land_later(entries)
@@ -581,9 +581,10 @@ class ArtifactUploader:
         if self._policy(plans[0]) != "keep" or not self._keeper.is_on:
             return nullcontext()
         return kept_on_a_signal(
-            lambda: self._keeper.keep(plans, self.sink.uri, quick=True),
+            lambda: self._keeper.keep(plans, self.sink, quick=True),
             self._land_later,
             lambda entry_id: self._keeper.outbox.remove(entry_id),
+            lambda entry_id: self._keeper.outbox.secure(entry_id),
         )
 
     def _give_up(self, what: str, plans: list[Plan], error: Exception, start: float) -> None:
@@ -593,7 +594,7 @@ class ArtifactUploader:
         after = ""
         if plans and policy == "keep" and self._keeper.is_on and can_wait(error):
             try:
-                size = sum(entry.size for entry in self._keeper.keep(plans, self.sink.uri, error=error))
+                size = sum(entry.size for entry in self._keeper.keep(plans, self.sink, error=error))
             except Exception as second:  # out of memory, for example: no reason to kill the training run either
                 known = second if isinstance(second, StagesinkError) else self._defect(second)
                 after = f" It could not be kept either: {known}"

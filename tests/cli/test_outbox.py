@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stagesink.cli import outbox as cli
 from stagesink.config import load_config
 from stagesink.keeping import open_outbox
+from stagesink.outbox.index import Row
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +131,11 @@ def test_a_broken_configuration_is_said(run):
     answer = run("status")
     assert answer.code == 2
     assert "did you mean 'path'?" in answer.err
+
+
+@pytest.mark.parametrize(("ago", "due"), [(1, False), (10, True), (-86_400, True)])
+def test_an_upload_of_tomorrow_is_due_today(ago: float, due: bool) -> None:
+    """Kept while the clock was a day ahead."""
+    row = Row("id", time.time() - ago, "file:/x", "run", "f", False, None, None, 0, 1, 1)
+    assert cli._is_due(row) is due
+    assert cli._is_due(replace(row, created=0.0, last_attempt=time.time() - ago, attempts=1)) is due

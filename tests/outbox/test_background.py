@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import threading
 import uuid
@@ -21,6 +22,7 @@ from stagesink import ArtifactUploader
 from stagesink.artifacts import MemorySource
 from stagesink.errors import OutboxError, StagesinkError, TransferError
 from stagesink.outbox.background import BackgroundUploader, background_uploader
+from stagesink.outbox.entry import Entry
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Sync
 from stagesink.sinks import ArtifactSink
@@ -169,6 +171,36 @@ def test_a_defect_of_a_sink_ends_no_thread(submit: Submit, gate: Gate, outbox: O
         handle.result(60)
     gate.open_.set()
     assert submit("f").result(60)[0].status == "uploaded"
+
+
+def test_a_disk_that_fails_ends_no_thread(
+    submit: Submit, gate: Gate, background: BackgroundUploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = threading.Event()
+    really = Entry.read
+
+    def read(folder: Path) -> Entry:
+        if broken.is_set():
+            raise OutboxError(f"{folder} cannot be read.") from OSError(errno.EIO, "Input/output error")
+        return really(folder)
+
+    def exists(path: Path) -> bool:
+        if broken.is_set() and path.parent.name == "entries":
+            raise OSError(errno.EIO, "Input/output error")
+        return really_exists(path)
+
+    really_exists = Path.exists
+    monkeypatch.setattr(Entry, "read", read)
+    monkeypatch.setattr(Path, "exists", exists)
+    broken.set()
+    handle = submit("f")
+    gate.open_.set()
+    with pytest.raises(OutboxError, match="cannot be read"):
+        handle.result(60)
+    broken.clear()
+    assert background.flush(60)
+    assert gate.order == ["f"]
+    assert submit("f2").result(60)[0].status == "uploaded"
 
 
 def test_one_sink_serves_many_uploads_and_is_closed_at_the_end(

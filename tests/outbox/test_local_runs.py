@@ -123,6 +123,16 @@ def test_a_link_in_its_place_is_refused(runs: LocalRuns, tmp_path: Path, name: s
     assert (tmp_path / "other").read_bytes() == b"theirs\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("name", ["a.jsonl", "a.sent"])
+def test_a_journal_of_another_user_says_nothing(runs: LocalRuns, name: str) -> None:
+    begin(runs).note(SINK, run_id="theirs")
+    assert runs.on_server("a", SINK) == "theirs"
+    os.chown(runs.folder / name, 65534, 65534)
+    with pytest.raises(OutboxError, match="another user's"):
+        runs.on_server("a", SINK)
+
+
 @pytest.mark.parametrize("run_id", ["../a", "a/b", "", "a\0"])
 def test_what_can_be_no_file_is_refused(runs: LocalRuns, run_id: str) -> None:
     with pytest.raises(InvalidKey):

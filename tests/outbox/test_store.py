@@ -406,6 +406,27 @@ def test_one_wrong_byte_in_the_index_costs_nothing(
     again.close()
 
 
+def test_what_killed_processes_left_gives_way_first(
+    outbox: Outbox, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    left = outbox.path / "entries" / ".20260101T000000-abcdefabcdef"
+    (left / "files").mkdir(parents=True)
+    (left / "files" / "000000").write_bytes(b"x" * 5000)
+    # As a disk that is full until that is gone.
+    monkeypatch.setattr(Outbox, "_lacks", lambda self, wanted: 5000 if left.exists() else -1)
+    new = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
+    assert not left.exists()
+    assert [entry.id for entry in outbox.entries()] == [old.id, new.id]
+
+
+def test_whoever_syncs_cleans_up_after_killed_processes(outbox: Outbox) -> None:
+    left = outbox.path / "entries" / ".20260101T000000-abcdefabcdef"
+    left.mkdir()
+    with outbox.one_sync(wait=False):
+        assert not left.exists()
+
+
 def test_an_index_damaged_while_it_is_open_is_mended(outbox: Outbox, checkpoint: Path) -> None:
     entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), SINK)
     with (outbox.path / "index.db").open("r+b") as file:

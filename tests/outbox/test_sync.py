@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from outbox_store import Store
 
+from stagesink.artifacts import StoredArtifact
 from stagesink.errors import TransientSinkError
 from stagesink.manifest import ManifestEntry
 from stagesink.outbox.settings import OutboxSettings
@@ -338,3 +339,101 @@ def test_a_note_about_other_bytes_spares_nothing(outbox: Outbox, store: Store, c
     (store.folder / "run" / "checkpoint" / "model.bin").write_bytes(b"x" * (2 << 20))
     assert statuses(synced(outbox)) == [("checkpoint", "landed")]
     assert store.files()["checkpoint/model.bin"] == b"m" * (2 << 20)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_bytes_that_a_disk_has_changed_are_not_sent(
+    outbox: Outbox, store: Store, checkpoint: Path, packed: bool
+) -> None:
+    plan = plan_packed_tree("run", "best.tar.gz", checkpoint, archive_format="tar.gz")
+    entry = outbox.keep(plan if packed else plan_tree("run", "checkpoint", checkpoint), store.uri)
+    (large,) = (file for file in entry.files if file.size > 1 << 20)
+    assert large.sha256 is not None or large.how == "reflink"
+    with open(entry.place(large), "r+b") as file:
+        file.write(b"x")
+    (outcome,) = synced(outbox)
+    if large.sha256 is not None:
+        assert "does not hold the bytes any more that were kept" in str(outcome.error)
+        assert not any(path.endswith(("model.bin", "tar.gz")) for path in store.files())
+        assert outbox.is_there(entry.id)
+
+
+def test_what_another_process_left_as_links_becomes_copies_once_it_has_to_wait(
+    outbox: Outbox, reopened: Outbox, store: Store, checkpoint: Path
+) -> None:
+    for path in ("first", "first/second"):  # the second waits for the first, and is not tried
+        outbox.keep(plan_tree("run", path, checkpoint), store.uri, quick=True)
+    store.take_away()
+    assert statuses(synced(reopened)) == [("first", "failed")]
+    assert {file.how for entry in reopened.entries() for file in entry.files} <= {"copy", "reflink"}
+    (checkpoint / "model.bin").write_bytes(b"the next checkpoint, half of it")  # by the job that was started again
+    store.bring_back()
+    assert statuses(synced(reopened)) == [("first", "landed"), ("first/second", "landed")]
+    assert store.files()["first/second/model.bin"] == b"m" * (2 << 20)
+
+
+def test_one_that_is_damaged_before_the_index_knew_it_is_said_and_can_be_removed(
+    outbox: Outbox, settings: OutboxSettings, store: Store, tmp_path: Path
+) -> None:
+    damaged = outbox.keep(file_plan(tmp_path, "a.txt", "a"), store.uri)
+    outbox.keep(file_plan(tmp_path, "b.txt", "b"), store.uri)
+    outbox.close()
+    (damaged.folder / "plan.json").write_bytes(b"")  # as a power cut leaves it
+    (outbox.path / "index.db").unlink()
+    again = Outbox(settings)
+    assert [row.id == damaged.id for row in again.rows()] == [False, True]
+    outcomes = synced(again)
+    assert statuses(outcomes) == [("b.txt", "landed"), (damaged.id, "failed")]
+    assert "is damaged" in str(outcomes[1].error)
+    (row,) = again.rows()
+    assert (row.id, row.error) == (damaged.id, str(outcomes[1].error and outcomes[1].error.message))
+    assert abs(row.created - time.time()) < 100
+    again.remove(row.id)
+    assert again.rows() == []
+    again.close()
+
+
+def test_a_url_that_an_error_quotes_is_written_down_without_its_secret(
+    outbox: Outbox, store: Store, tmp_path: Path
+) -> None:
+    outbox.keep(file_plan(tmp_path, "a.txt", "a"), store.uri)
+
+    class Quoting(FaultySink):
+        def put(self, *arguments: object, **named: object) -> StoredArtifact:
+            raise TransientSinkError("PUT https://me:word@host/x?sig=SECRET failed")
+
+    (outcome,) = synced(outbox, lambda uri: Quoting(open_sink(uri)))
+    assert outcome.status == "failed"
+    (row,) = outbox.rows()
+    assert row.error is not None
+    assert "PUT https://***@host/x?*** failed" in row.error
+
+
+class At(FaultySink):
+    """One of several stores in which a bucket of that name lies."""
+
+    def __init__(self, sink: ArtifactSink, host: str) -> None:
+        super().__init__(sink)
+        self.host = host
+
+
+def test_stores_of_one_name_at_other_addresses_are_not_taken_for_each_other(
+    outbox: Outbox, store: Store, tmp_path: Path
+) -> None:
+    first = outbox.keep(file_plan(tmp_path, "a.txt", "first"), store.uri, host="http://a:9000")
+    outbox.keep(file_plan(tmp_path, "a.txt", "second"), store.uri, host="http://b:9000")
+    outcomes = synced(outbox, lambda uri: At(open_sink(uri), "http://b:9000"))
+    assert statuses(outcomes) == [("a.txt", "failed"), ("a.txt", "landed")]
+    assert "kept for" in str(outcomes[0].error)
+    assert "at http://a:9000, and here that is at http://b:9000" in str(outcomes[0].error)
+    assert [entry.id for entry in outbox.entries()] == [first.id]
+    assert store.files() == {"a.txt": b"second"}
+    with Sync(outbox, lambda uri: At(open_sink(uri), "http://b:9000"), OPTIONS, moved=True) as sync:
+        assert statuses(list(sync.run())) == [("a.txt", "landed")]
+
+
+def test_a_store_that_does_not_tell_its_address_is_taken_for_its_own(
+    outbox: Outbox, store: Store, tmp_path: Path
+) -> None:
+    outbox.keep(file_plan(tmp_path, "a.txt", "first"), store.uri, host="http://a:9000")
+    assert statuses(synced(outbox)) == [("a.txt", "landed")]

@@ -29,7 +29,7 @@ from stagesink.archive.formats import (
     compressor,
     write_all,
 )
-from stagesink.artifacts import ArtifactKey, Fingerprint, source_error
+from stagesink.artifacts import ArtifactKey, Fingerprint, other_bytes, source_error
 from stagesink.errors import (
     ArchiveError,
     EmptyTree,
@@ -236,8 +236,8 @@ def _tar_pieces(
     """Yield the tar stream. A piece is good until the next is asked for: all share one buffer."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
     for file in files:
-        digest = hashlib.sha256()
-        with file.source.open() as stream:
+        digest, source = hashlib.sha256(), file.source
+        with source.open() as stream:
             status = os.fstat(stream.fileno())
             yield _header(_member_name(prefix, file.path), status)
             rest = status.st_size
@@ -253,8 +253,10 @@ def _tar_pieces(
                     yield chunk
                     hashing.result()
                 rest -= len(chunk)
-        if file.source.fingerprint() != Fingerprint.of(status):
+        if source.fingerprint() != Fingerprint.of(status):
             raise _changed(file)
+        if getattr(source, "sha256", None) not in (None, digest.hexdigest()):
+            raise other_bytes(file.location)
         yield bytes(-status.st_size % tarfile.BLOCKSIZE)
         contents.append(ArchivedFile(file.path, status.st_size, digest.hexdigest()))
     yield _END_OF_ARCHIVE

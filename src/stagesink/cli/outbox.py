@@ -68,6 +68,9 @@ def sync(
         bool, typer.Option("--wait/--no-wait", help="Wait for another sync of this outbox, or say who is at it.")
     ] = True,
     watch: Annotated[bool, typer.Option("--watch", help="Go on with what comes, until Ctrl-C or SIGTERM.")] = False,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="A store that is at another address now than when it was kept is the same.")
+    ] = False,
     workers: options.Workers = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -79,11 +82,12 @@ def sync(
     code is 5.
     """
     out = Output(as_json, quiet, verbose)
-    opened = Opened(outbox, config_dir, workers=workers)
+    opened = Opened(outbox, config_dir, workers=workers, moved=moved)
     if watch:
         if as_json:
             raise typer.BadParameter("--watch never ends by itself, so it has no JSON document to print.")
-        _watch(Opened(outbox, config_dir, workers=workers, make=True), *_wanted(sink, run_id), out, wait=wait)
+        opened = Opened(outbox, config_dir, workers=workers, moved=moved, make=True)
+        _watch(opened, *_wanted(sink, run_id), out, wait=wait)
         return
     if opened.outbox is None:
         out.show(
@@ -167,7 +171,7 @@ def status(
         return
     shown = [
         (
-            run["sink"],
+            run["sink"] or "damaged",
             run["run_id"],
             str(run["uploads"]),
             human_size(run["size"]),
@@ -195,7 +199,7 @@ def ls(
     rows = [] if opened.outbox is None else opened.outbox.rows()
     document = {"outbox": str(opened.path), "entries": [_row(row) for row in rows]}
     shown = [
-        (row.id, row.run_id, row.path, str(row.files), human_size(row.bytes), str(row.attempts), row.sink)
+        (row.id, row.run_id, row.path, str(row.files), human_size(row.bytes), str(row.attempts), _where(row))
         for row in rows
     ]
     if not rows:
@@ -279,10 +283,18 @@ class Opened:
     """The outbox that is meant; None where there is none, for looking does not make one."""
 
     def __init__(
-        self, path: str | None, config_dir: Path | None, *, workers: int | None = None, make: bool = False
+        self,
+        path: str | None,
+        config_dir: Path | None,
+        *,
+        workers: int | None = None,
+        moved: bool = False,
+        make: bool = False,
     ) -> None:
         from stagesink.config import load_config
         from stagesink.keeping import open_outbox
+
+        self._moved = moved
 
         self.config: Config = load_config(config_dir, arguments={"outbox.path": path, "workers": workers})
         settings = self.config.artifacts.outbox
@@ -308,6 +320,7 @@ class Opened:
             settings.transfer_options,
             progress=progress_callback("none" if quiet else settings.progress),
             run_of=runs.run_of,
+            moved=self._moved,
         )
 
 
@@ -348,9 +361,10 @@ def _watch(
 
 def _is_due(row: Row) -> bool:
     """Tell whether it is time for an upload: what failed waits longer each time, what is new may be in good hands."""
-    if row.last_attempt is None:
-        return time.time() - row.created >= _ITS_OWNERS_SECONDS
-    return time.time() - row.last_attempt >= min(_FIRST_WAIT * 2.0 ** min(row.attempts - 1, 10), _LONGEST_WAIT)
+    since, wait = row.created, _ITS_OWNERS_SECONDS
+    if row.last_attempt is not None:
+        since, wait = row.last_attempt, min(_FIRST_WAIT * 2.0 ** min(row.attempts - 1, 10), _LONGEST_WAIT)
+    return not 0 <= time.time() - since < wait  # a clock that was set back must not hold anything up
 
 
 def _wanted(sink: str | None, run_id: str | None) -> tuple[Callable[[Row], bool], Callable[[str, str], bool]]:
@@ -369,10 +383,17 @@ def _wanted(sink: str | None, run_id: str | None) -> tuple[Callable[[Row], bool]
     return lambda row: wanted_run(row.sink, row.run_id), wanted_run
 
 
+def _where(row: Row) -> str:
+    if not row.sink:
+        return "damaged"
+    return f"{row.sink} at {row.host}" if row.host else row.sink
+
+
 def _row(row: Row) -> dict[str, Any]:
     return {
         "id": row.id,
         "sink": row.sink,
+        "host": row.host or None,
         "run_id": row.run_id,
         "path": row.path,
         "stage": row.stage,

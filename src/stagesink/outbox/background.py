@@ -231,7 +231,7 @@ class BackgroundUploader:
         while (job := self._take(stays)) is not None:
             outcomes = self._attempt(job)
             landed = outcomes[0].status == "landed"
-            waits = not landed and self.outbox.entry(job.entry.id) is not None
+            waits = not landed and self.outbox.is_there(job.entry.id)
             if not landed and not waits:
                 outcomes = [self._gone(job), *outcomes[1:]]
             if outcomes[0].status != "held" or not waits:
@@ -350,10 +350,9 @@ class BackgroundUploader:
 
     def _secure(self, job: _Job) -> None:
         try:
-            self.outbox.settle(job.entry)
-            self._own(job)
+            job.entry = self.outbox.secure(job.entry.id) or job.entry
         except StagesinkError as error:
-            if self.outbox.entry(job.entry.id) is not None:  # else it landed meanwhile
+            if self.outbox.is_there(job.entry.id):  # else it landed meanwhile
                 _log.warning("%s: %s", job.entry.path, error)
 
 
@@ -395,7 +394,7 @@ def _close(sinks: Sequence[ArtifactSink]) -> None:
 
 def _same_place(job: _Job, other: _Job) -> bool:
     one, two = job.entry, other.entry
-    return (one.sink, one.run_id, one.path) == (two.sink, two.run_id, two.path)
+    return (one.store, one.run_id, one.path) == (two.store, two.run_id, two.path)
 
 
 def _answer(job: _Job, came: Outcome | StagesinkError) -> None:

@@ -61,6 +61,8 @@ class KeptSource(FileSource):
 
     kept: Fingerprint
     how: How = "link"
+    sha256: str | None = None
+    """Of what was kept, where it is known: whoever reads it all is to find the same."""
 
     def is_untouched(self) -> bool:
         """Tell whether it is still what was kept. A symbolic link never is: none is ever made in an outbox.
@@ -89,10 +91,11 @@ class _KeptTreeFile(TreeFile):
 
     kept: Fingerprint
     how: How
+    sha256: str | None
 
     @property
     def source(self) -> KeptSource:
-        return KeptSource(self.location, self.kept, self.how)
+        return KeptSource(self.location, self.kept, self.how, self.sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,8 @@ class Entry:
         The files land as one archive.
     folder : Path
         Where it lies. Not written into it.
+    host : str
+        Of the store, where the URI does not say it.
     """
 
     id: str
@@ -138,6 +143,12 @@ class Entry:
     files: tuple[KeptFile, ...]
     packed: Packed | None = None
     folder: Path = field(default_factory=Path, compare=False)
+    host: str = ""
+
+    @property
+    def store(self) -> tuple[str, str]:
+        """The store that it goes to, to be told from others."""
+        return self.sink, self.host
 
     @property
     def run_id(self) -> str:
@@ -159,11 +170,11 @@ class Entry:
 
     def source(self, file: KeptFile) -> KeptSource:
         """Return a file's bytes."""
-        return KeptSource(self.place(file), file.fingerprint, file.how)
+        return KeptSource(self.place(file), file.fingerprint, file.how, file.sha256)
 
     def goes_where(self, other: Entry) -> bool:
         """Tell whether both touch the same objects."""
-        return (self.sink, self.run_id) == (other.sink, other.run_id) and overlap(self.path, other.path)
+        return (self.store, self.run_id) == (other.store, other.run_id) and overlap(self.path, other.path)
 
     def check(self) -> None:
         """See that every file is still what was kept.
@@ -200,7 +211,7 @@ class Entry:
 
     def _tree_file(self, file: KeptFile) -> TreeFile:
         found = _KeptTreeFile(file.path, self.place(file), file.size)
-        found.kept, found.how = file.fingerprint, file.how
+        found.kept, found.how, found.sha256 = file.fingerprint, file.how, file.sha256
         return found
 
     def to_bytes(self) -> bytes:
@@ -216,6 +227,7 @@ class Entry:
             "id": self.id,
             "created": self.created,
             "sink": self.sink,
+            "host": self.host,
             "stage": self.stage,
             "slot": self.slot,
             "priority": self.priority,
@@ -314,6 +326,7 @@ def _from_document(document: Mapping[str, Any], folder: Path) -> Entry:
         files,
         None if packed is None else Packed(packed["archive_format"], packed["level"], packed["prefix"]),
         folder,
+        str(document.get("host", "")),
     )
 
 

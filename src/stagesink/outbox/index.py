@@ -6,6 +6,7 @@ a damaged one is set aside, with its bytes, and the entries are read again.
 
 from __future__ import annotations
 
+import calendar
 import os
 import sqlite3
 import threading
@@ -29,7 +30,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entry (
     id TEXT PRIMARY KEY, created REAL NOT NULL, sink TEXT NOT NULL, run_id TEXT NOT NULL, path TEXT NOT NULL,
     adds INTEGER NOT NULL, stage TEXT, slot TEXT, priority INTEGER NOT NULL, files INTEGER NOT NULL,
-    bytes INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, last_attempt REAL, error TEXT
+    bytes INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, last_attempt REAL, error TEXT,
+    host TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS destination ON entry (sink, run_id);
 CREATE TABLE IF NOT EXISTS landed (
@@ -61,6 +63,12 @@ class Row:
     attempts: int = 0
     last_attempt: float | None = None
     error: str | None = None
+    host: str = ""
+
+    @property
+    def store(self) -> tuple[str, str]:
+        """The store that it goes to, to be told from others."""
+        return self.sink, self.host
 
     @classmethod
     def of(cls, entry: Entry) -> Row:
@@ -77,7 +85,16 @@ class Row:
             entry.priority,
             len(entry.files),
             entry.size,
+            host=entry.host,
         )
+
+    @classmethod
+    def damaged(cls, entry_id: str, why: str) -> Row:
+        """Return the row of an entry that cannot be read; its id begins with its time."""
+        created = time.time()
+        with suppress(ValueError):
+            created = calendar.timegm(time.strptime(entry_id[:15], "%Y%m%dT%H%M%S"))
+        return cls(entry_id, created, "", "", entry_id, False, None, None, 0, 0, 0, error=why)
 
 
 _REMEMBERED = 10_000  # source files

@@ -410,6 +410,9 @@ def _opened(path: Path) -> Iterator[BinaryIO | None]:
     except OSError as error:
         _refuse(path, error)
     with open(fd, "rb") as file:
+        if os.fstat(fd).st_uid != os.geteuid():
+            # It says which run of which server an upload goes to.
+            raise OutboxError(f"{path} is another user's.", hint="Remove it, and ask who wrote it.")
         yield file
 
 

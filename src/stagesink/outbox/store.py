@@ -73,6 +73,7 @@ class Outbox:
         self.runs = LocalRuns(self.path / RUNS)
         self._entries = self.path / _ENTRIES
         self._index = Index(self.path / "index.db")
+        self._damaged: list[Row] = []  # entries that cannot be read, and that the index never knew
         self._make()
         self._reconciled(lambda: None)
 
@@ -90,6 +91,7 @@ class Outbox:
         plan: Plan,
         sink_uri: str,
         *,
+        host: str = "",
         stage: str | None = None,
         slot: str | None = None,
         priority: int = 0,
@@ -103,6 +105,8 @@ class Outbox:
         plan : Plan
         sink_uri : str
             Where it is to land. Secrets in it are left out.
+        host : str
+            Of the store, where the URI does not say it.
         stage, slot : str, optional
         priority : int
             The smaller goes first when time is short.
@@ -132,6 +136,7 @@ class Outbox:
             replace(plan, objects=()),
             (),
             folder=self._entries / entry_id,
+            host=host,
         )
         sources, packed = _sources_of(plan)
         try:
@@ -171,6 +176,25 @@ class Outbox:
         except OSError as error:
             self._refuse(error)
 
+    def secure(self, entry_id: str) -> Entry | None:
+        """Make an entry safe from a power cut, and from the owner of the files that it links to.
+
+        Returns
+        -------
+        Entry or None
+            As it is then; None when it is held elsewhere, or gone.
+
+        Raises
+        ------
+        SourceChanged, OutboxFull, OutboxError
+            See :meth:`settle` and :meth:`own`.
+        """
+        with self.claim(entry_id) as entry:
+            if entry is None:
+                return None
+            self.settle(entry)
+            return self.own(entry)
+
     def own(self, entry: Entry) -> Entry:
         """Make copies of what an entry holds by links that its owner still has too, and may write into.
 
@@ -199,8 +223,8 @@ class Outbox:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        """Return what waits, oldest first, as the index knows it."""
-        return self._reconciled(self._index.rows)
+        """Return what waits, oldest first, as the index knows it, and then what is damaged."""
+        return [*self._reconciled(self._index.rows), *self._damaged]
 
     def entries(self) -> list[Entry]:
         """Return what waits, oldest first. What is damaged is left out, with a warning."""
@@ -219,15 +243,19 @@ class Outbox:
             return None
         return found
 
+    def is_there(self, entry_id: str) -> bool:
+        """Tell whether an entry is there, be it damaged."""
+        return self._read(entry_id) is not None
+
     def damage_of(self, entry_id: str) -> OutboxError | None:
         """Return what is wrong with an entry that is there and cannot be read."""
         found = self._read(entry_id)
         return found if isinstance(found, OutboxError) else None
 
-    def waiting_for(self, sink_uri: str, run_id: str, path: str) -> list[Row]:
+    def waiting_for(self, sink_uri: str, run_id: str, path: str, host: str = "") -> list[Row]:
         """Return what waits to land at ``path``, inside it, or around it; oldest first."""
-        sink, names = bare_uri(sink_uri), self.runs.names_of(run_id, sink_uri)
-        return [row for row in self.rows() if row.sink == sink and row.run_id in names and overlap(row.path, path)]
+        store, names = (bare_uri(sink_uri), host), self.runs.names_of(run_id, sink_uri)
+        return [row for row in self.rows() if row.store == store and row.run_id in names and overlap(row.path, path)]
 
     # -- landing -----------------------------------------------------------------------------------------------------
 
@@ -287,6 +315,7 @@ class Outbox:
                     raise OutboxError(f"{who} is syncing {self.path}.", hint="Wait for it, or stop it.") from None
                 notice(f"{who} is syncing {self.path}: waiting for it to end.")
                 lock.acquire()
+            self.gc()
             who = f"Process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
             _replace(holder, who.encode())
         except OSError as error:
@@ -395,7 +424,8 @@ class Outbox:
         try:
             return Entry.read(folder)
         except OutboxError as error:
-            return error if folder.exists() else None
+            gone = isinstance(error.__cause__, FileNotFoundError) and not os.path.lexists(folder)
+            return None if gone else error  # what the disk refuses to tell is there
 
     def _lock(self, entry_id: str) -> FileLock:
         # Beside the entry, not in it: the lock is there before its folder, and the library makes missing folders.
@@ -408,8 +438,8 @@ class Outbox:
 
     def _forget_claim(self, entry_id: str) -> None:
         """Remove the lock file of an entry that is gone. No other will ever have its id."""
-        if not (self._entries / entry_id).exists():
-            with suppress(OSError):
+        with suppress(OSError):  # also where the disk does not tell whether it is gone
+            if not (self._entries / entry_id).exists():
                 os.unlink(self.path / _CLAIMS / entry_id)
 
     def _refuse(self, error: OSError) -> NoReturn:
@@ -453,8 +483,12 @@ class Outbox:
     def _adopt(self) -> None:
         there = {folder.name for folder in self._folders(hidden=False)}
         known = self._index.ids()
-        if new := there - known:
-            self._index.add([entry for entry in map(self.entry, sorted(new)) if entry is not None])
+        new = {entry_id: self._read(entry_id) for entry_id in sorted(there - known)}
+        if found := [entry for entry in new.values() if isinstance(entry, Entry)]:
+            self._index.add(found)
+        self._damaged = [
+            Row.damaged(entry_id, error.message) for entry_id, error in new.items() if isinstance(error, OutboxError)
+        ]
         if gone := known - there:
             self._index.drop(gone)
 
@@ -512,6 +546,8 @@ class Outbox:
         hold: its owner may delete the file.
         """
         most, used = self.settings.max_bytes, sum(row.bytes for row in rows)
+        if self._lacks(copied) > 0:
+            self.gc()  # what killed processes have left half-made, before anything that is whole
         lacking = self._lacks(copied)
         if lacking <= 0 and (most is None or used + wanted <= most):
             return []
@@ -582,7 +618,7 @@ class Outbox:
 
 def _same_slot(row: Row, entry: Entry) -> bool:
     """Tell whether the new entry does for the old one: the same destination, or a newer checkpoint of the same slot."""
-    if (row.sink, row.run_id) != (entry.sink, entry.run_id) or row.adds:
+    if (row.store, row.run_id) != (entry.store, entry.run_id) or row.adds:
         return False
     return row.path == entry.path or (
         entry.slot is not None and entry.upload.kind != "file" and (row.stage, row.slot) == (entry.stage, entry.slot)

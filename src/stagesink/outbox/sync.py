@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -22,7 +22,8 @@ from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import Entry, overlap
 from stagesink.outbox.index import Row
 from stagesink.outbox.store import Outbox
-from stagesink.sinks.protocol import ArtifactSink
+from stagesink.redaction import without_secrets_in
+from stagesink.sinks.protocol import ArtifactSink, host_of_sink
 from stagesink.transfer import Plan, ProgressCallback, Transfer, TransferOptions
 
 _NOTED_BYTES = 32 << 20  # bytes that may have to be sent again
@@ -31,6 +32,8 @@ _TOGETHER = 1000  # uploads of one object that share their questions to the stor
 
 OpenSink = Callable[[str], ArtifactSink]
 RunOf = Callable[[Entry, ArtifactSink], str]
+Place = tuple[tuple[str, str], str, str]
+"""Store, run and path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Sync:
     progress : callable, optional
     run_of : callable, optional
         Returns the run to land in, for entries whose run was made without a server.
+    moved : bool
+        A store that answers at another address than the one it was kept for is the same.
     """
 
     def __init__(
@@ -82,8 +87,10 @@ class Sync:
         *,
         progress: ProgressCallback | None = None,
         run_of: RunOf | None = None,
+        moved: bool = False,
     ) -> None:
         self._outbox = outbox
+        self._moved = moved
         self._open_sink = open_sink
         self._options = options
         self._progress = progress
@@ -120,28 +127,33 @@ class Sync:
             for row in group:
                 if stuck.meet(row):
                     stuck.add(row)  # it goes after what is not there yet
+                    self._own(row)
                 else:
                     ready.append(row)
+            waits = []
             for outcome in self.land(ready):
                 if outcome.status in ("failed", "held"):
                     stuck.add(outcome.row)
+                    waits.append(outcome.row)
                 yield outcome
+            for row in waits:
+                self._own(row)
 
-    def land(self, rows: Sequence[Row], *, wait: bool = False) -> Iterator[Outcome]:
+    def land(self, rows: Sequence[Row], *, wait: float = 0.0) -> Iterator[Outcome]:
         """Land some entries of one sink and run that touch different objects, and yield what came of each.
 
         Parameters
         ----------
         rows : sequence of Row
-        wait : bool
-            For other processes that hold one.
+        wait : float
+            Seconds, for other processes that hold one.
         """
         with ExitStack() as claims:
             held: dict[str, _Held] = {}
             for row, older in self._with_older(rows):
                 taken: list[tuple[Row, Entry]] = []
                 for each in (*older, row):  # the older ones too: nobody may land one of them after this
-                    entry = claims.enter_context(self._outbox.claim(each.id, timeout=-1 if wait else 0))
+                    entry = claims.enter_context(self._outbox.claim(each.id, timeout=wait))
                     if entry is not None:
                         taken.append((each, entry))
                     elif self._outbox.entry(each.id) is not None:
@@ -165,7 +177,7 @@ class Sync:
         names = self._outbox.runs.names_of(rows[0].run_id, rows[0].sink) if rows else set()
         places: dict[str, list[Row]] = {}
         for each in self._outbox.rows() if rows else ():
-            if each.sink == rows[0].sink and each.run_id in names:
+            if each.store == rows[0].store and each.run_id in names:
                 places.setdefault(each.path, []).append(each)
         for row in rows:
             same = () if row.adds else places.get(row.path, ())
@@ -174,6 +186,7 @@ class Sync:
     def _land(self, held: list[_Held]) -> Iterator[Outcome]:
         try:
             sink = self.sink(held[0].row.sink)
+            self._must_be_its_own(sink, held[0].row)
             plans = {
                 each.row.id: replace(
                     each.entry.plan(self._run_of(each.entry, sink)), landed=self._outbox.landed(each.row.id)
@@ -226,8 +239,22 @@ class Sync:
                 raise
         return self._sinks[uri]
 
+    def _must_be_its_own(self, sink: ArtifactSink, row: Row) -> None:
+        host = host_of_sink(sink)
+        if row.host and host and row.host != host and not self._moved:
+            raise OutboxError(
+                f"It was kept for {row.sink} at {row.host}, and here that is at {host}.",
+                hint="Set the endpoint or account to that one; `stagesink sync --moved` takes them for the same store.",
+            )
+
+    def _own(self, row: Row) -> None:
+        """Make copies of its links: it waits, and their owner may come back and write into them."""
+        with suppress(StagesinkError), self._outbox.claim(row.id) as entry:
+            if entry is not None:
+                self._outbox.own(entry)
+
     def _failed(self, row: Row, error: StagesinkError) -> Outcome:
-        self._outbox.note_failed(row.id, error.message)
+        self._outbox.note_failed(row.id, without_secrets_in(error.message))
         return Outcome(row, "failed", error.receipts if isinstance(error, TransferError) else (), error)
 
 
@@ -268,7 +295,7 @@ class _Journal:
 def _check(row: Row, entry: Entry) -> None:
     """See, before anything changes in the store, that an entry is what the index says, and its files what was kept."""
     true = Row.of(entry)
-    if (row.sink, row.run_id, row.path, row.adds) != (true.sink, true.run_id, true.path, true.adds):
+    if (row.store, row.run_id, row.path, row.adds) != (true.store, true.run_id, true.path, true.adds):
         raise OutboxError(
             f"The index takes the entry {row.id} for another upload.",
             hint="Remove index.db from the outbox: it is made anew from the entries.",
@@ -279,9 +306,9 @@ def _check(row: Row, entry: Entry) -> None:
 def _newest(rows: list[Row]) -> list[Row]:
     """Leave out what a newer upload to the same place replaces as a whole."""
     found: list[Row] = []
-    replaced: set[tuple[str, str, str]] = set()
+    replaced: set[Place] = set()
     for row in reversed(rows):
-        place = (row.sink, row.run_id, row.path)
+        place = (row.store, row.run_id, row.path)
         if place not in replaced:
             found.append(row)
         if not row.adds:
@@ -298,7 +325,7 @@ def _groups(rows: list[Row]) -> Iterator[list[Row]]:
             and len(group) < _TOGETHER
             and row.files == 1
             and not row.adds
-            and (row.sink, row.run_id) == (group[0].sink, group[0].run_id)
+            and (row.store, row.run_id) == (group[0].store, group[0].run_id)
             and not any(overlap(row.path, other.path) for other in group)
         )
         if group and not fits:
@@ -316,21 +343,21 @@ class _Places:
     """Places of uploads, quick to ask whether another one touches the same objects."""
 
     def __init__(self) -> None:
-        self._places: set[tuple[str, str, str]] = set()
-        self._folders: set[tuple[str, str, str]] = set()
+        self._places: set[Place] = set()
+        self._folders: set[Place] = set()
 
     def add(self, row: Row) -> None:
-        self._places.add((row.sink, row.run_id, row.path))
+        self._places.add((row.store, row.run_id, row.path))
         self._folders.update(_above(row))
 
     def meet(self, row: Row) -> bool:
-        return (row.sink, row.run_id, row.path) in self._folders or not self._places.isdisjoint(_above(row))
+        return (row.store, row.run_id, row.path) in self._folders or not self._places.isdisjoint(_above(row))
 
 
-def _above(row: Row) -> list[tuple[str, str, str]]:
+def _above(row: Row) -> list[Place]:
     """Return the place of an upload, and those that it lies in."""
     parts = row.path.split("/")
-    return [(row.sink, row.run_id, "/".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
+    return [(row.store, row.run_id, "/".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
 
 
 def _later(rows: list[Row]) -> set[str]:

@@ -152,6 +152,25 @@ class TrackedSink(ArtifactSink, Protocol):
 
 
 @runtime_checkable
+class LocatedSink(ArtifactSink, Protocol):
+    """A sink whose URI does not say which store it lies in. A capability, not part of the contract.
+
+    Attributes
+    ----------
+    host : str
+        Printable address of that store; what was kept for one is not uploaded to another. Empty where it is not known.
+    """
+
+    @property
+    def host(self) -> str: ...
+
+
+def host_of_sink(sink: ArtifactSink) -> str:
+    """Return the address of the store that a sink lies in, "" where its URI says it."""
+    return sink.host if isinstance(sink, LocatedSink) else ""
+
+
+@runtime_checkable
 class SweepingSink(ArtifactSink, Protocol):
     """A sink in whose store a killed process leaves something behind. A capability, not part of the contract."""
 

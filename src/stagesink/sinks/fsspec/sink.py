@@ -24,7 +24,8 @@ from stagesink.errors import (
     VerificationError,
 )
 from stagesink.redaction import address_of, secrets_of, without_secrets
-from stagesink.sinks._backend_errors import translating
+from stagesink.sinks._backend_errors import made_up, translating
+from stagesink.sinks._hosts import host_of
 from stagesink.sinks.fsspec.clients import Clients
 from stagesink.sinks.fsspec.info import digests_of, info_of_head
 from stagesink.sinks.fsspec.reader import ObjectReader
@@ -94,6 +95,7 @@ class FsspecSink:
         self._url = f"{self._scheme}://{self._root}" if is_local(kind) else uri
         self._shown = address_of(self._url)
         self._options = dict(storage_options or {})
+        self._host = host_of(self._url, self._options)
         self._secrets = secrets_of(self._url, self._options)
         self._clients = Clients(self._connect, shared=bool(getattr(kind, "async_impl", False)))
 
@@ -101,6 +103,11 @@ class FsspecSink:
     def uri(self) -> str:
         """Printable address of the sink, without a slash at its end."""
         return self._shown
+
+    @property
+    def host(self) -> str:
+        """Printable address of the store that the bucket or container lies in, where the URI does not say it."""
+        return self._host
 
     def __repr__(self) -> str:
         return f"FsspecSink({self.uri!r})"
@@ -186,7 +193,8 @@ class FsspecSink:
             )
 
     def _abort_uploads(self, fs: Any, before: datetime) -> builtins.list[str]:
-        bucket, folder, _ = fs.split_path(f"{self._root}/")
+        bucket, folder, _ = fs.split_path(self._root)
+        folder = folder.rstrip("/") + "/" if folder else ""  # not what only begins with the same letters
         swept: builtins.list[str] = []
         marker: dict[str, str] = {}
         while True:
@@ -333,15 +341,17 @@ class FsspecSink:
         bucket, name, _ = fs.split_path(path)
         with self._translating(looking):
             head = fs.call_s3("head_object", Bucket=bucket, Key=name)
+        if "ETag" not in head:
+            raise made_up(looking)
         return info_of_head(head, bucket)
 
     def _find(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
-        base = f"{self._root}/{run_id}"
-        try:
-            with self._translating(f"{self._address(run_id)} could not be listed"):
-                found = fs.find(base, prefix=prefix, detail=True)
-        except ArtifactNotFound:
-            return
+        base, listing = f"{self._root}/{run_id}", f"{self._address(run_id)} could not be listed"
+        found: object = {}
+        with suppress(ArtifactNotFound), self._translating(listing):
+            found = fs.find(base, prefix=prefix, detail=True)
+        if not found:
+            self._must_be_a_listing(fs, base, listing)
         if not isinstance(found, Mapping):  # adlfs, when an object has the run's own name
             return
         for name, info in found.items():
@@ -350,6 +360,15 @@ class FsspecSink:
             if inside and info.get("type") == "file" and (key := _key(run_id, path)) is not None:
                 # The listing of S3 does not say how an object is encrypted, so its ETag may or may not be a digest.
                 yield self._describe(key, info, {} if hasattr(fs, "call_s3") else digests_of(info))
+
+    def _must_be_a_listing(self, fs: Any, base: str, listing: str) -> None:
+        """See that it is S3 that holds nothing: a proxy's page reads like an empty listing."""
+        if not hasattr(fs, "call_s3"):
+            return
+        bucket, name, _ = fs.split_path(base)
+        with suppress(ArtifactNotFound), self._translating(listing):
+            if "Name" not in fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=name, MaxKeys=1):
+                raise made_up(listing)
 
     def _walk(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
         # Our own: fsspec's walk leaves out, in silence, the folders it fails to read.

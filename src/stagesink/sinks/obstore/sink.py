@@ -15,11 +15,13 @@ from typing import Any, BinaryIO, cast
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, lies_under
 from stagesink.errors import ArtifactNotFound, ConfigError, InvalidKey, RunNotFound, SinkError
 from stagesink.redaction import address_of
+from stagesink.sinks._backend_errors import made_up
 from stagesink.sinks._forks import never_dropped_in_children
+from stagesink.sinks._hosts import host_of
 from stagesink.sinks.fsspec import FsspecSink, open_fsspec
 from stagesink.sinks.obstore import azure, google, s3, stores
 from stagesink.sinks.obstore.digests import Encryption, digests_of_head, md5_of
-from stagesink.sinks.obstore.errors import error_of, made_up, sink_error
+from stagesink.sinks.obstore.errors import error_of, sink_error
 from stagesink.sinks.obstore.look import Look
 from stagesink.sinks.obstore.parts import Budget, Pieces, part_bytes
 from stagesink.sinks.obstore.reader import ObjectReader
@@ -65,6 +67,7 @@ class ObstoreSink:
         self._url = uri
         self._shown = address_of(uri)
         self._options = dict(storage_options)
+        self._host = host_of(self._url, self._options)
         self._settings = settings
         # By process id: nothing here is used on both sides of a fork.
         self._clients: dict[int, _Client] = {}
@@ -76,6 +79,11 @@ class ObstoreSink:
     def uri(self) -> str:
         """Printable address of the sink, without a slash at its end."""
         return self._shown
+
+    @property
+    def host(self) -> str:
+        """Printable address of the store that the bucket or container lies in, where the URI does not say it."""
+        return self._host
 
     def __repr__(self) -> str:
         return f"ObstoreSink({self.uri!r})"

@@ -1,0 +1,38 @@
+"""Which of several stores a bucket or container of one name lies in."""
+
+from __future__ import annotations
+
+import pytest
+
+from stagesink.sinks._hosts import host_of
+
+KEY = "AccountName=acc;AccountKey=c2VjcmV0"
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "environ", "host"),
+    [
+        ("s3://b/x", {}, {}, ""),
+        ("s3://b/x", {"endpoint_url": "http://minio:9000/"}, {"AWS_ENDPOINT_URL": "http://other"}, "http://minio:9000"),
+        ("s3a://b/x", {"client_kwargs": {"endpoint_url": "http://minio:9000"}}, {}, "http://minio:9000"),
+        ("s3://b/x", {}, {"AWS_ENDPOINT_URL_S3": "http://s3", "AWS_ENDPOINT_URL": "http://all"}, "http://s3"),
+        ("s3://b/x", {"endpoint_url": "http://me:word@minio"}, {}, "http://***@minio"),
+        ("az://c/x", {}, {}, ""),
+        ("az://c/x", {"account_name": "acc", "account_key": "x"}, {}, "https://acc.blob.core.windows.net"),
+        ("az://c/x", {"connection_string": KEY}, {}, "https://acc.blob.core.windows.net"),
+        ("az://c/x", {}, {"AZURE_STORAGE_CONNECTION_STRING": KEY}, "https://acc.blob.core.windows.net"),
+        ("az://c/x", {}, {"AZURE_STORAGE_ACCOUNT_NAME": "acc"}, "https://acc.blob.core.windows.net"),
+        ("abfs://c/x", {"connection_string": f"{KEY};BlobEndpoint=http://h:1/acc;"}, {}, "http://h:1/acc"),
+        (
+            "az://c/x",
+            {"connection_string": f"DefaultEndpointsProtocol=http;{KEY};EndpointSuffix=core.chinacloudapi.cn"},
+            {},
+            "http://acc.blob.core.chinacloudapi.cn",
+        ),
+        ("gs://b/x", {}, {"STORAGE_EMULATOR_HOST": "http://h:1"}, "http://h:1"),
+        ("gs://b/x", {"endpoint_url": "http://h:2"}, {}, "http://h:2"),
+        ("sftp://h/x", {"endpoint_url": "http://minio:9000"}, {}, ""),
+    ],
+)
+def test_the_address_of_a_store(uri: str, options: dict[str, object], environ: dict[str, str], host: str) -> None:
+    assert host_of(uri, options, environ) == host
