@@ -203,6 +203,20 @@ def test_a_disk_that_fails_ends_no_thread(
     assert submit("f2").result(60)[0].status == "uploaded"
 
 
+def test_what_another_process_made_copies_of_meanwhile_lands(
+    submit: Submit, gate: Gate, background: BackgroundUploader, outbox: Outbox, reopened: Outbox, checkpoint: Path
+) -> None:
+    submit("first")
+    assert gate.reached.wait(60)
+    entry = outbox.keep(plan_file("run", "f", checkpoint / "model.bin"), gate.uri, quick=True)
+    handle = background.submit(entry, lambda: gate, ONCE, closes=False)
+    owned = reopened.secure(entry.id)
+    assert owned is not None
+    assert {file.how for file in owned.files} <= {"copy", "reflink"}
+    gate.open_.set()
+    assert handle.result(60)[0].status == "uploaded"
+
+
 def test_one_sink_serves_many_uploads_and_is_closed_at_the_end(
     outbox: Outbox, background: BackgroundUploader, gate: Gate
 ) -> None:

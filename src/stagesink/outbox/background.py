@@ -299,6 +299,7 @@ class BackgroundUploader:
             return [Outcome(row, "failed", error=error)]
 
     def _land(self, job: _Job, row: Row) -> Sequence[Outcome]:
+        job.entry = self.outbox.entry(job.entry.id) or job.entry  # another process may have made copies of its links
         self.outbox.settle(job.entry)
         if job.entry.packed is not None:  # packing reads the files in its own way
             self._own(job)
