@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from stagesink.artifacts import MemorySource
 from stagesink.errors import (
     ArtifactNotFound,
     SinkAuthError,
+    SinkError,
     SourceChanged,
     TransientSinkError,
     VerificationError,
@@ -78,22 +78,18 @@ def test_what_is_large_goes_in_blocks_each_with_its_checksum_committed_at_once(j
     assert holds(job, source)
 
 
-def flipped(body: bytes) -> bytes:
-    return bytes([body[0] ^ 1]) + body[1:]
-
-
 class Corrupting:
-    """Changes a body on its way."""
+    """Changes one bit of a body on its way."""
 
-    def __init__(self, lines: Lines, part: str, change: Callable[[bytes], bytes] = flipped) -> None:
-        self.store, self.part, self.change = lines.store, part, change
+    def __init__(self, lines: Lines, part: str) -> None:
+        self.store, self.part = lines.store, part
 
     def __enter__(self) -> None:
         forward = self.store._forward
 
         def changed(line: bytes, headers: dict[str, str], body: bytes) -> bytes:
             if line.startswith(b"PUT") and self.part.encode() in line and body:
-                body = self.change(body)
+                body = bytes([body[0] ^ 1]) + body[1:]
             return forward(line, headers, body)
 
         self.store._forward = changed  # type: ignore[method-assign]
@@ -111,18 +107,25 @@ def test_the_store_refuses_bytes_that_changed_on_their_way(job: Job, size: int, 
     assert list(job.sink.list(job.run_id)) == []
 
 
-def swapped(body: bytes) -> bytes:
-    """Change the order of two blocks, in a list that is well-formed still."""
-    names = re.findall(rb"<Latest>[^<]+</Latest>", body)
-    return body.replace(b"".join(names), b"".join(reversed(names)))
-
-
-@pytest.mark.parametrize("change", [flipped, swapped])
-def test_a_block_list_that_changed_on_its_way_commits_nothing(job: Job, change: Callable[[bytes], bytes]) -> None:
-    changing = Corrupting(job.lines, "comp=blocklist", change)
-    with changing, pytest.raises(VerificationError, match="could not be put"):
+def test_a_block_list_that_changed_on_its_way_commits_nothing(job: Job) -> None:
+    with Corrupting(job.lines, "comp=blocklist"), pytest.raises(SinkError, match="could not be put"):
         job.sink.put(job.key(), GeneratedSource(LARGE))
     assert job.sink.stat(job.key()) is None
+
+
+def test_the_block_list_goes_with_its_checksum(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure holds it against the list. Azurite does not: there a list that changed and is well-formed lands."""
+    forward, sent = job.lines.store._forward, []
+
+    def noted(line: bytes, headers: dict[str, str], body: bytes) -> bytes:
+        if b"comp=blocklist" in line and line.startswith(b"PUT"):
+            sent.append((headers.get("content-md5"), base64.b64encode(hashlib.md5(body).digest()).decode()))
+        return forward(line, headers, body)
+
+    monkeypatch.setattr(job.lines.store, "_forward", noted)
+    job.sink.put(job.key(), GeneratedSource(LARGE))
+    ((said, true),) = sent
+    assert said == true
 
 
 def test_another_writer_that_commits_between_our_blocks(job: Job) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
+pytest.importorskip("urllib3", reason="comes with the extra azureml")
+
 from stagesink.sinks._http import pools
 
 _TAKES = 4 << 20  # bytes a second

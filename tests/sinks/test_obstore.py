@@ -401,9 +401,12 @@ def test_a_client_that_drops_the_slash_of_a_folder_sweeps_nobody_elses(
     split = S3FileSystem.split_path
     monkeypatch.setattr(S3FileSystem, "split_path", lambda self, path: split(self, path.rstrip("/")))
     name = begin_upload(moto, bucket, sink)
-    begin_upload(moto, bucket, open_sink(f"{sink.uri}-theirs", storage_options=moto.options()))
+    theirs = open_sink(f"{sink.uri}-theirs", storage_options=moto.options())
+    begin_upload(moto, bucket, theirs)
     assert isinstance(sink, SweepingSink)
     assert sink.sweep(timedelta(days=1)) == [f"s3://{bucket}/{name}"]
+    assert isinstance(theirs, SweepingSink)
+    assert len(theirs.sweep(timedelta(days=1))) == 1
 
 
 def test_azure_has_nothing_to_sweep(azurite: Azurite) -> None:

@@ -350,16 +350,18 @@ class FsspecSink:
         found: object = {}
         with suppress(ArtifactNotFound), self._translating(listing):
             found = fs.find(base, prefix=prefix, detail=True)
-        if not found:
-            self._must_be_a_listing(fs, base, listing)
         if not isinstance(found, Mapping):  # adlfs, when an object has the run's own name
             return
+        nothing = True
         for name, info in found.items():
             path = str(name)[len(base) + 1 :]
             inside = str(name).startswith(f"{base}/") and lies_under(path, prefix)
             if inside and info.get("type") == "file" and (key := _key(run_id, path)) is not None:
+                nothing = False
                 # The listing of S3 does not say how an object is encrypted, so its ETag may or may not be a digest.
                 yield self._describe(key, info, {} if hasattr(fs, "call_s3") else digests_of(info))
+        if nothing:
+            self._must_be_a_listing(fs, base, listing)
 
     def _must_be_a_listing(self, fs: Any, base: str, listing: str) -> None:
         """See that it is S3 that holds nothing: a proxy's page reads like an empty listing."""
