@@ -7,10 +7,13 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -404,6 +407,30 @@ def test_one_wrong_byte_in_the_index_costs_nothing(
     again = Outbox(settings)
     assert [(row.id, row.path, row.sink) for row in again.rows()] == [(entry.id, "checkpoint", SINK)]
     again.close()
+
+
+def test_two_that_are_kept_at_once_take_no_more_than_there_is(
+    settings: OutboxSettings, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ranks of one node do: each sees the room that there is before the others have taken it."""
+    add, looked = Outbox._add, threading.Semaphore(0)
+
+    def slowly(self: Outbox, *arguments: Any, **named: Any) -> Entry:
+        looked.release()
+        looked.acquire(timeout=1)  # twice, where the other one looks meanwhile
+        looked.acquire(timeout=1)
+        return add(self, *arguments, **named)
+
+    def keep(path: str) -> bool:
+        outbox = Outbox(replace(settings, max_bytes=3 << 20))
+        with closing(outbox), contextlib.suppress(OutboxFull):
+            outbox.keep(plan_tree("run", path, checkpoint), SINK)
+            return True
+        return False
+
+    monkeypatch.setattr(Outbox, "_add", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(keep, ["one", "two"])) == [False, True]
 
 
 def test_what_killed_processes_left_gives_way_first(

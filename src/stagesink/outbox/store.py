@@ -49,6 +49,9 @@ _log = logging.getLogger("stagesink")
 _ENTRIES = "entries"
 _CLAIMS = "claims"
 _SYNC = "sync.lock"
+_ROOM = "room.lock"
+_ROOM_SECONDS = 60.0
+_MANY = 32  # writers at once that there must be room for, or they go one after the other
 
 
 class Outbox:
@@ -140,13 +143,18 @@ class Outbox:
         )
         sources, packed = _sources_of(plan)
         try:
-            rows = self.rows()
-            # Clocks go back, and of what waits for one place the newest is what lands.
-            created = max([entry.created, *(row.created + 1e-5 for row in rows)])
-            entry = replace(entry, created=created, packed=packed)
             linkable = self._linkable(sources) if quick and self.settings.snapshot == "auto" else frozenset()
             copied = sum(size for path, _, size in sources if path not in linkable)
             with ExitStack() as claims:
+                if self.settings.max_bytes is not None or self._lacks(_MANY * copied) > 0:
+                    # What others take at the same time counts, too; but one that was stopped holds nobody up for ever.
+                    room = FileLock(self.path / _ROOM, mode=0o600, thread_local=False)
+                    with suppress(Timeout):
+                        claims.enter_context(room.acquire(timeout=_ROOM_SECONDS))
+                rows = self.rows()
+                # Clocks go back, and of what waits for one place the newest is what lands.
+                created = max([entry.created, *(row.created + 1e-5 for row in rows)])
+                entry = replace(entry, created=created, packed=packed)
                 gives_way = self._make_room(entry, rows, sum(size for _, _, size in sources), copied, claims)
                 entry = self._add(entry, sources, linkable, quick=quick)
                 with self._forgiving():
