@@ -217,6 +217,28 @@ def test_what_another_process_made_copies_of_meanwhile_lands(
     assert handle.result(60)[0].status == "uploaded"
 
 
+def test_what_waits_behind_others_is_safe_from_a_power_cut_meanwhile(
+    submit: Submit, gate: Gate, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled, settle = [], Outbox.settle
+    waits = threading.Event()
+
+    def noted(self: Outbox, entry: Entry) -> None:
+        settle(self, entry)
+        settled.append(entry.path)
+        if len(set(settled)) == 3:
+            waits.set()
+
+    monkeypatch.setattr(Outbox, "settle", noted)
+    submit("first")
+    assert gate.reached.wait(60)
+    submit("f2")
+    submit("f3")
+    assert waits.wait(60)
+    assert gate.order == ["first"]
+    assert settled == ["first", "f2", "f3"]
+
+
 def test_one_sink_serves_many_uploads_and_is_closed_at_the_end(
     outbox: Outbox, background: BackgroundUploader, gate: Gate
 ) -> None:

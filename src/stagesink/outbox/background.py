@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from stagesink.artifacts import Receipt
@@ -64,6 +65,7 @@ class _Job:
     future: Future[Receipts] = field(default_factory=Future)
     attempts: int = 0
     not_before: float = 0.0
+    settled: bool = False
 
     @property
     def age(self) -> tuple[float, str]:
@@ -95,6 +97,7 @@ class BackgroundUploader:
         self._busy: list[_Job] = []
         self._changed = threading.Condition()
         self._lanes = 0
+        self._settling = False
         self._sinks = _Sinks()
         self._over = False
 
@@ -123,6 +126,8 @@ class BackgroundUploader:
             replaced = [] if entry.upload.adds else [each for each in self._jobs if _same_place(each, job)]
             self._jobs = [*(each for each in self._jobs if each not in replaced), job]
             self._staff()
+            if self._busy and not self._settling:
+                self._settling = _started(self._settle_waiting, "stagesink-settle")
             self._changed.notify_all()
         for each in replaced:
             _answer(each, Superseded(f"{each.entry.path} was not uploaded: a newer one goes instead."))
@@ -214,17 +219,24 @@ class BackgroundUploader:
         self._staff()
         self._changed.notify_all()
 
+    def _settle_waiting(self) -> None:
+        """Make what waits behind others safe from a power cut meanwhile."""
+        while True:
+            with self._changed:
+                job = next((each for each in self._jobs if not each.settled), None)
+                if job is None:
+                    self._settling = False
+                    return
+                job.settled = True
+            with suppress(StagesinkError):  # whoever uploads it finds that too, and says so
+                self.outbox.settle(job.entry)
+
     def _staff(self) -> None:
         """See that there are threads for what waits."""
         wanted = min(_LANES_IN_A_HURRY, len(self._all())) if _in_a_hurry() else 1
         while self._jobs and self._lanes < wanted:
-            first = self._lanes == 0
-            thread = threading.Thread(target=self._work, args=[first], name="stagesink-outbox", daemon=True)
-            try:
-                with interrupts_whole():
-                    thread.start()
-            except RuntimeError:  # the interpreter shuts down, or the system has no thread left: it waits on the disk
-                return
+            if not _started(partial(self._work, self._lanes == 0), "stagesink-outbox"):
+                return  # it waits on the disk
             self._lanes += 1
 
     def _work(self, stays: bool) -> None:
@@ -391,6 +403,16 @@ def _close(sinks: Sequence[ArtifactSink]) -> None:
     for sink in sinks:
         with suppress(StagesinkError), translating(f"{sink.uri} was not closed"):  # all has landed by then
             sink.close()
+
+
+def _started(work: Callable[[], None], name: str) -> bool:
+    """Start a thread; False when the interpreter shuts down, or the system has none left."""
+    try:
+        with interrupts_whole():
+            threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _same_place(job: _Job, other: _Job) -> bool:
