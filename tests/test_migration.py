@@ -280,12 +280,12 @@ def test_a_name_that_keeps_a_found_run_id_is_not_found_again_at_each_use() -> No
         ("MlflowClient().log_artifact(run.info.run_id, x, 'a')",
          'ArtifactUploader(run.info.run_id).upload_file(x, f"a/{Path(x).name}")'),
         ("MlflowClient().log_artifacts(local_dir=d, run_id=r)", "ArtifactUploader(r).add_files(d)"),
-        # a folder: only a checkpoint is one thing, which the next one replaces
+        # a folder: other calls may fill it too
         ("mlflow.log_artifacts(d)", "ArtifactUploader().add_files(d)"),
         ("mlflow.log_artifacts(d, 'plots')", "ArtifactUploader().add_files(d, 'plots')"),
         ("mlflow.log_artifacts(str(d), artifact_path='checkpoint')",
-         "ArtifactUploader().upload_checkpoint(d, 'checkpoint')"),
-        ("mlflow.log_artifacts(checkpoint, 'best')", "ArtifactUploader().upload_checkpoint(checkpoint, 'best')"),
+         "ArtifactUploader().add_files(d, 'checkpoint')"),
+        ("mlflow.log_artifacts(checkpoint, 'best')", "ArtifactUploader().add_files(checkpoint, 'best')"),
         # the old functions, with their patience
         ("log_artifact_safe(x, 'a', r)", 'ArtifactUploader(r).upload_file(x, f"a/{Path(x).name}")'),
         ("log_artifact_safe(x, max_retries=3, base_delay=1.5, config_dir=c)",
@@ -436,7 +436,7 @@ def test_a_whole_trainer(tmp_path: Path) -> None:
         (12, "skip-variable", "leave the check out"),
         (23, "run-id", "get_mlflow_run_id()"),
         (25, "run-id", "get_mlflow_run_id()"),
-        (34, "log-artifacts", 'ArtifactUploader().upload_checkpoint(checkpoint_dir, "checkpoint")'),
+        (34, "log-artifacts", 'ArtifactUploader().add_files(checkpoint_dir, "checkpoint")'),
         (39, "client-log-artifact",
          'ArtifactUploader(run_id).upload_file(file_path, f"checkpoint/{Path(file_path).name}")'),
         (46, "log-artifact",

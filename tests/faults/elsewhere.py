@@ -22,6 +22,10 @@ class Elsewhere:
         self._proxy = proxy
         proxy.plan(Answer(404), times=1000)
 
+    @property
+    def port(self) -> int:
+        return self._proxy.port
+
     def answer(self, status: int, path: str = "/taken") -> Answer:
         """The answer that sends a client there."""
         return Answer(status, headers={"Location": f"http://localhost:{self._proxy.port}{path}"})

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults.elsewhere import STATUSES, Elsewhere, assert_told_nothing, elsewhere, use
-from faults.proxy import FaultProxy
+from faults.proxy import Answer, FaultProxy
 from servers import free_port
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
 from stagesink.sinks.mlflow import MlflowSink
+from stagesink.sinks.mlflow.proxied import ENDPOINT
 
 TOKEN = "t0ken-that-nobody-sees"
 PASSWORD = "pa55word-that-nobody-sees"
@@ -56,3 +58,21 @@ def test_nobody_is_followed_from_https_to_http(
         assert any(TOKEN in headers.get("authorization", "") for headers in proxy.headers)
     assert_told_nothing(there, [TOKEN])
     assert there.heard == ""
+
+
+@pytest.mark.parametrize("root", ["mlflow-artifacts://localhost:{port}/x", "http://localhost:{port}{endpoint}/x"])
+@pytest.mark.parametrize("login", ["", f"me:{PASSWORD}@"], ids=["token", "password"])
+def test_an_artifact_server_on_another_host_is_not_told_who_we_are(
+    there: Elsewhere, root: str, login: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may make an experiment says where its artifacts lie."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "" if login else TOKEN)
+    there_is = root.format(port=there.port, endpoint=ENDPOINT)
+    run = {"run": {"info": {"run_id": "0" * 32, "artifact_uri": there_is, "lifecycle_stage": "active"}}}
+    with FaultProxy(free_port()) as proxy:
+        proxy.plan(Answer(200, body=json.dumps(run).encode()), times=1000)
+        use(MlflowSink(f"mlflow+http://{login}127.0.0.1:{proxy.port}"), "0" * 32)
+        assert all("authorization" in headers for headers in proxy.headers)
+        assert proxy.headers
+    assert "metrics.json" in there.heard
+    assert_told_nothing(there, [TOKEN, PASSWORD])

@@ -71,7 +71,13 @@ def test_an_artifact_root_names_server_and_folder(root, server, folder):
             "az://box/a",
             {"account_name": "account", "connection_string": "c"},
         ),
-        ("wasbs://box@account.blob.x/a", {}, "az://box/a", {"account_name": "account", "anon": False}),
+        ("wasbs://box@account.blob.core.windows.net/a", {}, "az://box/a", {"account_name": "account", "anon": False}),
+        (
+            "abfss://box@account.dfs.core.chinacloudapi.cn/a",
+            {},
+            "az://box/a",
+            {"account_name": "account", "account_host": "account.blob.core.chinacloudapi.cn", "anon": False},
+        ),
     ],
 )
 def test_a_store_is_reached_with_mlflows_own_variables(monkeypatch, root, environ, uri, options):

@@ -183,7 +183,8 @@ class _Module:
         local = self._source(_unwrapped(given["local"]))
         folder = given.get("folder")
         if "artifacts" in rule:
-            return Advice(f"{uploader}.{self._for_folder(local, folder)}")
+            call_text, note = self._for_folder(local, folder)
+            return Advice(f"{uploader}.{call_text}", note)
         call_text, note = self._for_file(local, given["local"], folder)
         return Advice(f"{uploader}.{call_text}", note)
 
@@ -192,13 +193,15 @@ class _Module:
         arguments += [f"{ours}={self._source(given[name])}" for name, ours in _UPLOADER.items() if name in given]
         return f"ArtifactUploader({', '.join(arguments)})"
 
-    def _for_folder(self, local: str, folder: ast.expr | None) -> str:
+    def _for_folder(self, local: str, folder: ast.expr | None) -> tuple[str, str]:
         if folder is None:
-            return f"add_files({local})"
+            return f"add_files({local})", ""
         where = self._source(folder)
-        # A newer checkpoint replaces the older one, stale shards and all; any other folder may be filled by many calls.
-        method = "upload_checkpoint" if "checkpoint" in f"{local} {where}".lower() else "add_files"
-        return f"{method}({local}, {where})"
+        note = ""
+        if "checkpoint" in f"{local} {where}".lower():
+            # Not by itself: the folder may be filled by many calls, whose files it would remove.
+            note = f"if it is all that lies there, upload_checkpoint({local}, {where}) replaces the one before"
+        return f"add_files({local}, {where})", note
 
     def _for_file(self, local: str, given: ast.expr, folder: ast.expr | None) -> tuple[str, str]:
         if folder is None:

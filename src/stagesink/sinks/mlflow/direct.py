@@ -120,7 +120,7 @@ def _location(root: str) -> tuple[str, dict[str, Any]]:
     if parts.scheme in _AZURE:
         # <scheme>://container@account.host/path
         container, _, host = parts.netloc.partition("@")
-        return f"az://{posixpath.join(container, parts.path.lstrip('/'))}", _azure_options(host.partition(".")[0])
+        return f"az://{posixpath.join(container, parts.path.lstrip('/'))}", _azure_options(host)
     return root, {}
 
 
@@ -145,9 +145,13 @@ def _s3_options() -> dict[str, Any]:
     return options
 
 
-def _azure_options(account: str) -> dict[str, Any]:
+def _azure_options(host: str) -> dict[str, Any]:
     """``mlflow/store/artifact/azure_blob_artifact_repo.py``; without either variable the default credential."""
+    account, _, rest = host.partition(".")
     options: dict[str, Any] = {"account_name": account} if account else {}
+    suffix = rest.partition(".")[2]  # behind "blob" or "dfs"
+    if account and suffix and suffix != "core.windows.net":
+        options["account_host"] = f"{account}.blob.{suffix}"
     if connection := os.environ.get("AZURE_STORAGE_CONNECTION_STRING"):
         options["connection_string"] = connection
     elif key := os.environ.get("AZURE_STORAGE_ACCESS_KEY"):

@@ -74,7 +74,7 @@ class Multipart:
         upload_id, urls = created.get("upload_id"), created.get("credentials")
         whole = False
         try:
-            if not isinstance(urls, list) or len(urls) != -(-size // part_bytes):
+            if not isinstance(urls, list) or len(urls) != -(-size // part_bytes) or not all(map(_is_url, urls)):
                 raise SinkError(f"{doing}: {self._http.name} gave no URLs for its parts.", hint="Upgrade the server.")
             parts = self._parts.send(
                 cut(stream, size, part_bytes),
@@ -117,3 +117,7 @@ class Multipart:
         doing = f"{self._http.name} could not be asked what it offers"
         response = self._http.request("GET", f"{self._server}/api/3.0/mlflow/server-info", doing)
         return response.status == 200 and json_of(response).get("multipart_uploads_enabled") is True
+
+
+def _is_url(given: object) -> bool:
+    return isinstance(given, dict) and isinstance(given.get("url"), str)

@@ -165,7 +165,7 @@ class MlflowSink:
         if not self._address.is_http:
             return ClientRoot(client_of(self._address, self._secrets), run_id, self._secrets, proxied=True)
         server, folder = split_root(root, self._address)
-        return ProxiedRoot(self._http, self._multipart(server), server, folder, run_id)
+        return ProxiedRoot(self._client_for(server), self._multipart(server), server, folder, run_id)
 
     def _artifact_root(self, run_id: str) -> str:
         tracking = self._tracking()
@@ -184,7 +184,17 @@ class MlflowSink:
 
     def _multipart(self, server: str) -> Multipart:
         # One for each server, so that what it offers is asked once and its buffers are counted together.
-        return self._multiparts.setdefault(server, Multipart(self._http, self._store, server))
+        return self._multiparts.setdefault(server, Multipart(self._client_for(server), self._store, server))
+
+    def _client_for(self, server: str) -> HttpClient:
+        """Return what speaks to an artifact server: on another host it is not told who we are.
+
+        Whoever may make an experiment says where its artifacts lie.
+        """
+        ours, theirs = urlsplit(self._address.server), urlsplit(server)
+        if ours.hostname == theirs.hostname and (ours.scheme, theirs.scheme) != ("https", "http"):
+            return self._http
+        return HttpClient(theirs.netloc.rpartition("@")[2], connection.presigned_pool, hints=connection.HINTS)
 
     def _look_for(self, run_id: str, root: str) -> Callable[[str], None]:
         """Return what asks the server for an object that was written into a folder of this machine."""
