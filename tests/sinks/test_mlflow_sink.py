@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,24 @@ def test_a_sqlite_store_needs_no_server(mlflow: Any, tmp_path: Path) -> None:
     Transfer(sink).run(plan_file(run_id, "metrics.json", __file__))
     assert [manifest.path for manifest in list_committed(sink, run_id)] == ["metrics.json"]
     assert (tmp_path / "artifacts" / run_id / "artifacts" / "metrics.json").read_bytes() == Path(__file__).read_bytes()
+
+
+@pytest.mark.once
+def test_a_database_without_its_package_says_what_to_install(mlflow: Any, tmp_path: Path) -> None:
+    program = """
+        import sys
+        sys.modules["sqlalchemy"] = None  # as with mlflow-skinny alone
+        from stagesink.artifacts import ArtifactKey, MemorySource
+        from stagesink.errors import SinkError
+        from stagesink.sinks import open_sink
+        try:
+            open_sink(f"mlflow+sqlite:///{sys.argv[1]}").put(ArtifactKey("0" * 32, "a"), MemorySource(b"x"))
+        except SinkError as error:
+            print(error.hint)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "other.db")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+    assert "pip install mlflow" in said
 
 
 def test_a_direct_store_gets_mlflows_extra_arguments(

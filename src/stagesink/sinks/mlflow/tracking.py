@@ -135,7 +135,10 @@ def client_of(address: Address, secrets: frozenset[str]) -> Any:
         with translating(f"{address.shown} could not be opened", secrets=secrets):
             return MlflowClient(tracking_uri=address.tracking_uri)
     except SinkError as error:
-        error.hint = "Check the address. MLflow needs a plug-in for some, such as azureml-mlflow for azureml://."
+        error.hint = (
+            "Check the address. A database takes all of mlflow (pip install mlflow), not mlflow-skinny alone, "
+            "and others take a plug-in, such as azureml-mlflow for azureml://."
+        )
         raise
 
 
