@@ -142,6 +142,7 @@ class Outbox:
             host=host,
         )
         sources, packed = _sources_of(plan)
+        self._make()  # somebody may have removed it under us
         try:
             linkable = self._linkable(sources) if quick and self.settings.snapshot == "auto" else frozenset()
             copied = sum(size for path, _, size in sources if path not in linkable)
