@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import random
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from stagesink.testing.azurite import COMMAND_VARIABLE, Azurite, start_azurite
+from stagesink.testing.azurite import COMMAND_VARIABLE, Azurite, free_port, start_azurite
 
 T = TypeVar("T")
 
@@ -81,19 +80,6 @@ def botocore_session() -> Any:
     from aiobotocore.session import AioSession
 
     return AioSession()
-
-
-def free_port() -> int:
-    """Return a port that nobody has, and that no outgoing connection is given before a server has started on it.
-
-    Each process chooses among its own, since another one may look before the server has started, too.
-    """
-    lowest = 20_000 + os.getpid() % 60 * 200
-    while True:
-        port = random.SystemRandom().randrange(lowest, lowest + 200)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 @contextmanager

@@ -113,6 +113,12 @@ class Fingerprint(NamedTuple):
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+class Digest(Protocol):
+    """One of hashlib's."""
+
+    def hexdigest(self) -> str: ...
+
+
 @runtime_checkable
 class Source(Protocol):
     """Bytes that can be opened again, as often as a retry needs."""
@@ -176,11 +182,20 @@ class MemorySource:
         return id(self.data), len(self.data)
 
 
-def other_bytes(path: os.PathLike[str] | str) -> SourceUnreadable:
-    """Return the error of a file whose bytes are not those that it is known to hold."""
-    return SourceUnreadable(
-        f"{path} does not hold the bytes any more that were kept.", hint="Check the disk it lies on, and its memory."
-    )
+def must_be_what_was_kept(source: Source, digest: Digest, path: os.PathLike[str] | str) -> None:
+    """Hold the sha256 of all that was read against the one that the source knows its bytes by, if it does.
+
+    Raises
+    ------
+    SourceUnreadable
+        They are others.
+    """
+    kept: str | None = getattr(source, "sha256", None)
+    if kept is not None and digest.hexdigest() != kept:
+        raise SourceUnreadable(
+            f"{path} does not hold the bytes any more that were kept.",
+            hint="Check the disk it lies on, and its memory.",
+        )
 
 
 def source_error(

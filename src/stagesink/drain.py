@@ -23,6 +23,7 @@ from stagesink.errors import ConfigError, DrainError, OutboxError, StagesinkErro
 
 if TYPE_CHECKING:
     from stagesink.outbox.entry import Entry
+    from stagesink.outbox.store import Outbox
 
 _log = logging.getLogger("stagesink")
 
@@ -92,8 +93,7 @@ def install_wanted_drain(deadline: float | None) -> None:
 def kept_on_a_signal(
     keep: Callable[[], Sequence[Entry]],
     land: Callable[[Sequence[Entry]], object],
-    remove: Callable[[str], object],
-    secure: Callable[[str], object],
+    outbox: Callable[[], Outbox],
 ) -> Iterator[None]:
     """Keep the upload of the block when a signal comes meanwhile, or has come.
 
@@ -103,16 +103,14 @@ def kept_on_a_signal(
         Keeps it, quickly, and returns the entries.
     land : callable
         Has entries uploaded in the background: those of a block that the signal has ended.
-    remove : callable
-        Takes an entry away by its id: the block has landed it.
-    secure : callable
-        Makes an entry, by its id, safe from a power cut and from the owner of its files.
+    outbox : callable
+        Returns the outbox that it is kept in.
     """
     drain = _drain
     if drain is None:
         yield
         return
-    upload = _Upload(keep, remove, secure)
+    upload = _Upload(keep, outbox)
     drain.uploads.append(upload)  # one bytecode: no lock, nothing to be interrupted in
     try:
         if drain.is_on:
@@ -133,12 +131,9 @@ def kept_on_a_signal(
 class _Upload:
     """An upload in the foreground."""
 
-    def __init__(
-        self, keep: Callable[[], Sequence[Entry]], remove: Callable[[str], object], secure: Callable[[str], object]
-    ) -> None:
+    def __init__(self, keep: Callable[[], Sequence[Entry]], outbox: Callable[[], Outbox]) -> None:
         self._keep = keep
-        self._remove = remove
-        self._secure = secure
+        self._outbox = outbox
         self._lock = threading.Lock()
         self._done = False
         self._entries: Sequence[Entry] = ()
@@ -158,7 +153,7 @@ class _Upload:
         """Make what was kept of it safe for long, and return how many entries that are."""
         for entry in self._entries:
             try:
-                self._secure(entry.id)
+                self._outbox().secure(entry.id)
             except StagesinkError as error:  # it is safe from the end of this process all the same
                 _log.warning("%s: %s", entry.path, error)
         return len(self._entries)
@@ -169,7 +164,7 @@ class _Upload:
             self._done = True
             for entry in self._entries:
                 with suppress(OutboxError):  # `stagesink sync` sees that it is there
-                    self._remove(entry.id)
+                    self._outbox().remove(entry.id)
 
 
 class _Notice:

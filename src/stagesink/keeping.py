@@ -28,7 +28,7 @@ from stagesink.errors import (
     TransientSinkError,
 )
 from stagesink.outbox.settings import OutboxSettings
-from stagesink.redaction import bare_uri, without_secrets_in
+from stagesink.redaction import bare_uri
 from stagesink.sinks import open_sink
 from stagesink.sinks.protocol import ArtifactSink, host_of_sink
 from stagesink.sinks.registry import scheme_of
@@ -157,9 +157,7 @@ class Keeper:
             priority = {} if slot is None else {"priority": slot.priority}
             name = None if slot is None else slot.name
             # The text of an error that is none of ours may quote anything.
-            why = type(error).__name__ if error is not None else None
-            if isinstance(error, StagesinkError):
-                why = without_secrets_in(error.message)
+            why = error.message if isinstance(error, StagesinkError) else type(error).__name__ if error else None
             kept.append(
                 self.outbox.keep(
                     plan, sink.uri, host=host, stage=self._stage, slot=name, quick=quick, why=why, **priority

@@ -583,8 +583,7 @@ class ArtifactUploader:
         return kept_on_a_signal(
             lambda: self._keeper.keep(plans, self.sink, quick=True),
             self._land_later,
-            lambda entry_id: self._keeper.outbox.remove(entry_id),
-            lambda entry_id: self._keeper.outbox.secure(entry_id),
+            lambda: self._keeper.outbox,
         )
 
     def _give_up(self, what: str, plans: list[Plan], error: Exception, start: float) -> None:

@@ -240,3 +240,13 @@ def test_a_writers_note_is_listed_and_removed_by_one_request_each(mlflow_server:
 def test_opening_asks_nothing() -> None:
     sink = open_sink(f"mlflow+http://127.0.0.1:{free_port()}")
     sink.close()
+
+
+def test_artifact_servers_on_another_host_share_what_speaks_to_them() -> None:
+    sink = MlflowSink("mlflow+http://127.0.0.1:1")
+    assert sink._client_for("http://127.0.0.1:2/prefix") is sink._http
+    other = sink._client_for("http://localhost:2/a")
+    assert other is not sink._http
+    assert sink._client_for("http://localhost:2/b") is other
+    assert sink._client_for("http://localhost:3") is not other
+    sink.close()

@@ -29,7 +29,7 @@ from stagesink.archive.formats import (
     compressor,
     write_all,
 )
-from stagesink.artifacts import ArtifactKey, Fingerprint, other_bytes, source_error
+from stagesink.artifacts import ArtifactKey, Fingerprint, must_be_what_was_kept, source_error
 from stagesink.errors import (
     ArchiveError,
     EmptyTree,
@@ -255,8 +255,7 @@ def _tar_pieces(
                 rest -= len(chunk)
         if source.fingerprint() != Fingerprint.of(status):
             raise _changed(file)
-        if getattr(source, "sha256", None) not in (None, digest.hexdigest()):
-            raise other_bytes(file.location)
+        must_be_what_was_kept(source, digest, file.location)
         yield bytes(-status.st_size % tarfile.BLOCKSIZE)
         contents.append(ArchivedFile(file.path, status.st_size, digest.hexdigest()))
     yield _END_OF_ARCHIVE

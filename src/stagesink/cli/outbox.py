@@ -82,11 +82,10 @@ def sync(
     code is 5.
     """
     out = Output(as_json, quiet, verbose)
-    opened = Opened(outbox, config_dir, workers=workers, moved=moved)
+    if watch and as_json:
+        raise typer.BadParameter("--watch never ends by itself, so it has no JSON document to print.")
+    opened = Opened(outbox, config_dir, workers=workers, moved=moved, make=watch)
     if watch:
-        if as_json:
-            raise typer.BadParameter("--watch never ends by itself, so it has no JSON document to print.")
-        opened = Opened(outbox, config_dir, workers=workers, moved=moved, make=True)
         _watch(opened, *_wanted(sink, run_id), out, wait=wait)
         return
     if opened.outbox is None:
@@ -295,7 +294,6 @@ class Opened:
         from stagesink.keeping import open_outbox
 
         self._moved = moved
-
         self.config: Config = load_config(config_dir, arguments={"outbox.path": path, "workers": workers})
         settings = self.config.artifacts.outbox
         self.path = Path(settings.path).absolute()

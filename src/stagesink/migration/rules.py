@@ -184,8 +184,8 @@ class _Module:
         folder = given.get("folder")
         if "artifacts" in rule:
             call_text, note = self._for_folder(local, folder)
-            return Advice(f"{uploader}.{call_text}", note)
-        call_text, note = self._for_file(local, given["local"], folder)
+        else:
+            call_text, note = self._for_file(local, given["local"], folder)
         return Advice(f"{uploader}.{call_text}", note)
 
     def _uploader(self, given: dict[str, ast.expr]) -> str:

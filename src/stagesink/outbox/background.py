@@ -311,10 +311,13 @@ class BackgroundUploader:
             return [Outcome(row, "failed", error=error)]
 
     def _land(self, job: _Job, row: Row) -> Sequence[Outcome]:
-        job.entry = self.outbox.entry(job.entry.id) or job.entry  # another process may have made copies of its links
-        self.outbox.settle(job.entry)
         if job.entry.packed is not None:  # packing reads the files in its own way
-            self._own(job)
+            self._make_last(job)
+        else:
+            job.entry = (
+                self.outbox.entry(job.entry.id) or job.entry
+            )  # another process may have made copies of its links
+            self.outbox.settle(job.entry)
         options = job.options
         if _in_a_hurry():
             options = replace(options, budget=min(options.budget, _BUDGET_IN_A_HURRY))
@@ -336,7 +339,7 @@ class BackgroundUploader:
                 *(job.entry.path, outcomes[0].error, self.outbox.path),
             )
             with suppress(OutboxError):  # no room for a copy: the links stay
-                self._own(job)  # it may wait long now
+                self._make_last(job)  # it may wait long now
         return outcomes
 
     def _gone(self, job: _Job) -> Outcome:
@@ -356,14 +359,12 @@ class BackgroundUploader:
         ]
         return Outcome(row, "landed", tuple(receipts))
 
-    def _own(self, job: _Job) -> None:
-        with self.outbox.claim(job.entry.id) as entry:
-            if entry is not None:
-                job.entry = self.outbox.own(entry)
+    def _make_last(self, job: _Job) -> None:
+        job.entry = self.outbox.secure(job.entry.id) or job.entry
 
     def _secure(self, job: _Job) -> None:
         try:
-            job.entry = self.outbox.secure(job.entry.id) or job.entry
+            self._make_last(job)
         except StagesinkError as error:
             if self.outbox.is_there(job.entry.id):  # else it landed meanwhile
                 _log.warning("%s: %s", job.entry.path, error)

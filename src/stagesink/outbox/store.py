@@ -39,7 +39,7 @@ from stagesink.outbox.index import DamagedIndex, Index, Row
 from stagesink.outbox.local_runs import RUNS, LocalRuns
 from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.snapshot import FULL, LINK_FROM, Taken, copy, is_shared, take, unshare
-from stagesink.redaction import bare_uri
+from stagesink.redaction import bare_uri, without_secrets_in
 from stagesink.transfer.plan import Plan
 
 T = TypeVar("T")
@@ -344,9 +344,9 @@ class Outbox:
             self._asked(lambda: self._index.note_landed(entry_id, objects))
 
     def note_failed(self, entry_id: str, why: str) -> None:
-        """Note why an attempt to land it failed."""
+        """Note why an attempt to land it failed, without the secrets of URLs that somebody else's error may quote."""
         with self._forgiving():
-            self._asked(lambda: self._index.failed(entry_id, why))
+            self._asked(lambda: self._index.failed(entry_id, without_secrets_in(why)))
 
     def has_landed(self, entry_id: str) -> bool:
         """Tell whether an entry that is gone had landed, as far as is remembered."""

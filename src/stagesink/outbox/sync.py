@@ -22,7 +22,6 @@ from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import Entry, overlap
 from stagesink.outbox.index import Row
 from stagesink.outbox.store import Outbox
-from stagesink.redaction import without_secrets_in
 from stagesink.sinks.protocol import ArtifactSink, host_of_sink
 from stagesink.transfer import Plan, ProgressCallback, Transfer, TransferOptions
 
@@ -249,12 +248,11 @@ class Sync:
 
     def _own(self, row: Row) -> None:
         """Make copies of its links: it waits, and their owner may come back and write into them."""
-        with suppress(StagesinkError), self._outbox.claim(row.id) as entry:
-            if entry is not None:
-                self._outbox.own(entry)
+        with suppress(StagesinkError):
+            self._outbox.secure(row.id)
 
     def _failed(self, row: Row, error: StagesinkError) -> Outcome:
-        self._outbox.note_failed(row.id, without_secrets_in(error.message))
+        self._outbox.note_failed(row.id, error.message)
         return Outcome(row, "failed", error.receipts if isinstance(error, TransferError) else (), error)
 
 

@@ -31,11 +31,32 @@ def host_of(uri: str, options: Mapping[str, Any], environ: Mapping[str, str] = o
     return "" if find is None else without_secrets(find(options, environ)).rstrip("/")
 
 
-def _s3(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    client = options.get("client_kwargs")
-    named = client.get("endpoint_url") if isinstance(client, Mapping) else None
-    variables = (environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-    return str(next(filter(None, (options.get("endpoint_url"), named, *variables)), ""))
+def s3_endpoint(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Return the endpoint that an option or a variable names, in the order of s3fs; "" is AWS itself."""
+    given = options.get("client_kwargs")
+    client = given if isinstance(given, Mapping) else {}
+    return str(
+        options.get("endpoint_url")
+        or client.get("endpoint_url")
+        or environ.get("AWS_ENDPOINT_URL_S3")
+        or environ.get("AWS_ENDPOINT_URL")
+        or ""
+    )
+
+
+def pairs_of(connection_string: str) -> dict[str, str]:
+    """Take an Azure connection string apart; names in small letters."""
+    pairs = [part.partition("=") for part in connection_string.split(";") if part.strip()]
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
+def blob_endpoint(pairs: Mapping[str, str]) -> str:
+    """Return where a connection string's blobs are, without a slash at its end; "" where it does not say."""
+    endpoint, account = pairs.get("blobendpoint", "").rstrip("/"), pairs.get("accountname")
+    if endpoint or not account:
+        return endpoint
+    protocol, suffix = pairs.get("defaultendpointsprotocol", "https"), pairs.get("endpointsuffix")
+    return f"{protocol}://{account}.blob.{suffix or 'core.windows.net'}"
 
 
 def _azure(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -46,11 +67,7 @@ def _azure(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
         account = environ.get("AZURE_STORAGE_ACCOUNT_NAME")
     if not text:
         return f"https://{options.get('account_host') or f'{account}.blob.core.windows.net'}" if account else ""
-    said = {name.strip().lower(): value for name, _, value in (part.partition("=") for part in str(text).split(";"))}
-    if said.get("blobendpoint"):
-        return said["blobendpoint"]
-    suffix = said.get("endpointsuffix") or "core.windows.net"
-    return f"{said.get('defaultendpointsprotocol', 'https')}://{said.get('accountname')}.blob.{suffix}"
+    return blob_endpoint(pairs_of(str(text)))
 
 
 def _google(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -58,7 +75,7 @@ def _google(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 
 
 _FIND: dict[str, Find] = {
-    **dict.fromkeys(("s3", "s3a"), _s3),
+    **dict.fromkeys(("s3", "s3a"), s3_endpoint),
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), _azure),
     **dict.fromkeys(("gs", "gcs"), _google),
 }

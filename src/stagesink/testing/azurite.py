@@ -82,7 +82,7 @@ def start_azurite(
         It is not installed, or did not start.
     """
     command = command or _installed()
-    port = port or _free_port()
+    port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     keeping = ["--location", str(folder / "blobs")] if on_disk else ["--inMemoryPersistence"]
     speaking = ["--cert", str(certificate[0]), "--key", str(certificate[1])] if certificate else []
@@ -113,10 +113,14 @@ def _installed() -> list[str]:
     return [found]
 
 
-def _free_port() -> int:
-    # Below those that outgoing connections are given: Azurite takes a second to start on it.
+def free_port() -> int:
+    """Return a port that nobody has, and that no outgoing connection is given before a server has started on it.
+
+    Each process chooses among its own, since another one may look before the server has started, too.
+    """
+    lowest = 20_000 + os.getpid() % 60 * 200
     while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
+        port = random.SystemRandom().randrange(lowest, lowest + 200)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from stagesink.artifacts import Fingerprint, Source, other_bytes
+from stagesink.artifacts import Fingerprint, Source, must_be_what_was_kept
 from stagesink.errors import SourceChanged, SourceUnreadable, TransferCancelled
 from stagesink.streams import chunks, filler
 
@@ -41,7 +41,6 @@ class ReadOnce:
         # A file's fingerprint holds its size: one look at the file instead of two.
         self.size = self._before.size if isinstance(self._before, Fingerprint) else source.size
         self._cancel = cancel
-        self._wanted: str | None = getattr(source, "sha256", None)  # a source may know what its bytes should be
         self._algorithms = {"sha256", *algorithms}
         self._stream: _HashingStream | None = None
 
@@ -50,7 +49,7 @@ class ReadOnce:
             self._stream.close()
         hashes = {name: _NEW[name](usedforsecurity=False) for name in self._algorithms}
         raw = self.source.open()
-        self._stream = _HashingStream(raw, self.source, self._before, self.size, hashes, self._cancel, self._wanted)
+        self._stream = _HashingStream(raw, self.source, self._before, self.size, hashes, self._cancel)
         return cast("BinaryIO", self._stream)
 
     def fingerprint(self) -> Hashable:
@@ -81,10 +80,8 @@ class _HashingStream(io.RawIOBase):
         size: int | None,
         hashes: dict[str, Any],
         cancel: threading.Event,
-        wanted: str | None = None,
     ) -> None:
         self.hashes = hashes
-        self._wanted = wanted
         self._updates = [digest.update for digest in hashes.values()]
         self.count = 0
         self.whole = False
@@ -130,8 +127,7 @@ class _HashingStream(io.RawIOBase):
         # A sink that knows the size may never read past it, so the last byte counts as the end.
         if self._source.fingerprint() != self._before or (self._size is not None and self.count != self._size):
             self._changed()
-        if self._wanted is not None and self.hashes["sha256"].hexdigest() != self._wanted:
-            raise other_bytes(self._name())
+        must_be_what_was_kept(self._source, self.hashes["sha256"], self._name())
         self.whole = True
 
     def _changed(self) -> None:

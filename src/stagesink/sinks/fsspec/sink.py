@@ -95,7 +95,7 @@ class FsspecSink:
         self._url = f"{self._scheme}://{self._root}" if is_local(kind) else uri
         self._shown = address_of(self._url)
         self._options = dict(storage_options or {})
-        self._host = host_of(self._url, self._options)
+        self.host = host_of(self._url, self._options)  # as LocatedSink has it
         self._secrets = secrets_of(self._url, self._options)
         self._clients = Clients(self._connect, shared=bool(getattr(kind, "async_impl", False)))
 
@@ -103,11 +103,6 @@ class FsspecSink:
     def uri(self) -> str:
         """Printable address of the sink, without a slash at its end."""
         return self._shown
-
-    @property
-    def host(self) -> str:
-        """Printable address of the store that the bucket or container lies in, where the URI does not say it."""
-        return self._host
 
     def __repr__(self) -> str:
         return f"FsspecSink({self.uri!r})"

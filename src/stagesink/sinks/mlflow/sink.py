@@ -69,6 +69,7 @@ class MlflowSink:
         self._secrets = connection.secrets(self._address)
         self._http = http_client(self._address)
         self._store = HttpClient("the store behind the server", connection.presigned_pool, hints=connection.HINTS)
+        self._others: dict[str, HttpClient] = {}  # artifact servers on other hosts
         self._multiparts: dict[str, Multipart] = {}
         self._roots: dict[str, ArtifactSink] = {}
         self._version: tuple[int, ...] | None = None
@@ -129,7 +130,8 @@ class MlflowSink:
             root.close()
         self._roots.clear()
         self._http.close()
-        self._store.close()
+        for client in (self._store, *self._others.values()):
+            client.close()
 
     @contextmanager
     def batch(self) -> Iterator[ArtifactSink]:
@@ -194,7 +196,11 @@ class MlflowSink:
         ours, theirs = urlsplit(self._address.server), urlsplit(server)
         if ours.hostname == theirs.hostname and (ours.scheme, theirs.scheme) != ("https", "http"):
             return self._http
-        return HttpClient(theirs.netloc.rpartition("@")[2], connection.presigned_pool, hints=connection.HINTS)
+        name = theirs.netloc.rpartition("@")[2]
+        other = self._others.get(name)
+        return other or self._others.setdefault(
+            name, HttpClient(name, connection.presigned_pool, hints=connection.HINTS)
+        )
 
     def _look_for(self, run_id: str, root: str) -> Callable[[str], None]:
         """Return what asks the server for an object that was written into a folder of this machine."""

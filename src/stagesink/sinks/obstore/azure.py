@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from stagesink.sinks._hosts import blob_endpoint, pairs_of
 from stagesink.sinks.obstore.settings import Settings, authorities_of, folder_of, seconds_of
 
 _OPTIONS = {
@@ -125,16 +126,10 @@ def _access(account: str | None, options: Mapping[str, Any], environ: Mapping[st
 
 
 def _of_connection_string(text: str) -> dict[str, str] | None:
-    pairs = [part.partition("=") for part in text.split(";") if part.strip()]
-    given = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    given = pairs_of(text)
     if not given.keys() <= _CONNECTION.keys():
         return None
-    name = given.get("accountname")
-    endpoint = given.get("blobendpoint", "").rstrip("/")
-    if not endpoint and name:
-        protocol, suffix = given.get("defaultendpointsprotocol", "https"), given.get("endpointsuffix")
-        endpoint = f"{protocol}://{name}.blob.{suffix or 'core.windows.net'}"
-    key = given.get("accountkey")
+    name, endpoint, key = given.get("accountname"), blob_endpoint(given), given.get("accountkey")
     if not (endpoint and name and key):
         return None  # the account's name may be in the endpoint alone
     return _with_key(name, endpoint, key)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stagesink.errors import TransientSinkError
+from stagesink.sinks._hosts import s3_endpoint
 from stagesink.sinks.obstore.settings import Settings, authorities_of, folder_of, seconds_of
 
 _OPTIONS = {"key", "secret", "token", "anon", "endpoint_url", "client_kwargs", "config_kwargs", "username", "password"}
@@ -92,13 +93,7 @@ def settings(uri: str, options: Mapping[str, Any], environ: Mapping[str, str]) -
         return None
     bucket, root = place
     credentials = _credentials(options, environ)
-    endpoint = (
-        options.get("endpoint_url")
-        or client.get("endpoint_url")
-        or environ.get("AWS_ENDPOINT_URL_S3")
-        or environ.get("AWS_ENDPOINT_URL")
-        or ""
-    )
+    endpoint = s3_endpoint(options, environ)
     region = client.get("region_name") or environ.get("AWS_DEFAULT_REGION") or environ.get("AWS_REGION")
     # Without a region botocore finds the bucket's own; obstore does not. Express buckets have other endpoints.
     if credentials is None or not (region or endpoint) or bucket.endswith("--x-s3") or not _is_plain(bucket):

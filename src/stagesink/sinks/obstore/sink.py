@@ -67,7 +67,7 @@ class ObstoreSink:
         self._url = uri
         self._shown = address_of(uri)
         self._options = dict(storage_options)
-        self._host = host_of(self._url, self._options)
+        self.host = host_of(self._url, self._options)  # as LocatedSink has it
         self._settings = settings
         # By process id: nothing here is used on both sides of a fork.
         self._clients: dict[int, _Client] = {}
@@ -79,11 +79,6 @@ class ObstoreSink:
     def uri(self) -> str:
         """Printable address of the sink, without a slash at its end."""
         return self._shown
-
-    @property
-    def host(self) -> str:
-        """Printable address of the store that the bucket or container lies in, where the URI does not say it."""
-        return self._host
 
     def __repr__(self) -> str:
         return f"ObstoreSink({self.uri!r})"
