@@ -129,7 +129,6 @@ class TestProxiedS3InParts(MlflowConformance):
 
 
 @pytest.mark.once
-@pytest.mark.skipif(VERSION < (3, 0), reason="goes past the server: it runs with MLflow 3 alone")
 class TestDirectFolder(MlflowConformance):
     @pytest.fixture
     def sink(self, mlflow_server: MlflowServer, tmp_path: Path) -> MlflowSink:
@@ -146,7 +145,6 @@ def direct_s3(mlflow_server: MlflowServer, mlflow_moto: S3Server) -> tuple[Mlflo
 
 
 @pytest.mark.once
-@pytest.mark.skipif(VERSION < (3, 0), reason="goes past the server: it runs with MLflow 3 alone")
 class TestDirectS3(SinkConformance):
     exemptions: ClassVar = {
         "test_clause_09_names[version]": "s3fs cuts '?versionId=' off a name, so the sink refuses it"

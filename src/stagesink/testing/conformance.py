@@ -452,7 +452,7 @@ class SinkConformance:
         def work(number: int) -> None:
             key = ArtifactKey(run_id, f"thread-{number % 8}/{number:02}")
             source = GeneratedSource(20_000 + number, seed=number)
-            assert sink.put(key, source).size == source.length
+            assert _patiently(lambda: sink.put(key, source)).size == source.length
             assert _read(sink, key) == source.read()
             assert _patiently(lambda: sink.stat(key)) is not None
             listed = _patiently(lambda: list(sink.list(run_id, f"thread-{number % 8}")))
