@@ -100,3 +100,11 @@ def test_a_cause_that_quotes_a_secret_is_found_however_it_is_spelled() -> None:
 )
 def test_a_text_that_quotes_urls_shows_no_secret(text, shown):
     assert without_secrets_in(text) == shown
+
+
+@pytest.mark.parametrize("name", ["X-Amz-Signature", "X-Goog-Signature", "Signature", "sig"])
+def test_an_exception_that_quotes_any_signed_url_is_recognised(name):
+    error = ValueError("It could not be put.")
+    error.__cause__ = OSError(f"Max retries exceeded with url: /bucket/a%20b?part=1&{name}=0abc%3D (Caused by nothing)")
+    assert shows_secret(error, ())
+    assert not shows_secret(ValueError(f"no query: {name}=0abc"), ())

@@ -1,7 +1,8 @@
-"""Keeping secrets out of what is shown: URLs without them, and exceptions that quote them recognised."""
+"""Keeping secrets out of what is shown: URLs without them, exceptions that quote them recognised, others' logs."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,10 @@ _USER = re.compile(r"[^/?#]*@")
 _CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # `abfs://container@account` holds no user
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
+_SIGNED = re.compile(r"\?[^\s'\"<>]*\b(?:x-amz-signature|x-goog-signature|signature|sig)=[^\s'\"<>]+", re.IGNORECASE)
+_SENT = re.compile(
+    r"(x-amz-security-token['\"]?:\s*b?['\"]?|signature[=:]\s*)[^'\"\s,]+", re.IGNORECASE
+)  # as headers are printed, in the canonical request, and what follows "Signature:"
 
 _SECRET_NAME = re.compile(r"key|secret|token|pass|sas|cred|connection_string|auth", re.IGNORECASE)
 _SHORTEST_SECRET = 4  # characters; shorter ones occur in any text
@@ -85,9 +90,29 @@ def secrets_of(uri: str, options: Mapping[str, Any]) -> frozenset[str]:
 
 
 def shows_secret(error: BaseException, secrets: Iterable[str]) -> bool:
-    """Tell whether a traceback that prints ``error`` and its causes would print a secret."""
+    """Tell whether a traceback that prints ``error`` and its causes would print a secret, or any signed URL."""
     text = "\n".join(str(cause) for cause in causes_of(error))
-    return any(secret in text for secret in secrets)
+    return _SIGNED.search(text) is not None or any(secret in text for secret in secrets)
+
+
+def hide_in_logs(*names: str) -> None:
+    """Leave signed URLs, signatures and session tokens out of what other packages log: whoever has one can write.
+
+    Parameters
+    ----------
+    *names : str
+        Of their loggers.
+    """
+    for name in names:
+        logging.getLogger(name).addFilter(_without_signatures)
+
+
+def _without_signatures(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    shown = _SENT.sub(r"\1***", _SIGNED.sub("?***", text))
+    if shown != text:
+        record.msg, record.args = shown, ()
+    return True
 
 
 def _login(uri: str) -> Iterator[str]:

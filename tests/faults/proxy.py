@@ -69,7 +69,9 @@ class Delay:
 
 @dataclass(frozen=True)
 class Stall:
-    """Read the request and say nothing, until the client gives up."""
+    """Read the request and say nothing, until the client gives up; ``served`` lets the server do it first."""
+
+    served: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,10 @@ class FaultProxy:
         body = _read_body(stream, headers)
         if body is None:
             return  # a server would wait for the rest, and we for it
+        line = f"{method} {target[len(self._prefix) :]} {version}".encode("latin-1")
         if isinstance(fault, Stall):
+            if fault.served:
+                self._forward(line, headers, body)
             stream.read(1)
             return
         if isinstance(fault, Answer) or not target.startswith(self._prefix):
@@ -234,7 +239,7 @@ class FaultProxy:
             return
         if isinstance(fault, Delay):
             time.sleep(fault.seconds)
-        reply = self._forward(f"{method} {target[len(self._prefix) :]} {version}".encode("latin-1"), headers, body)
+        reply = self._forward(line, headers, body)
         if isinstance(fault, TruncateReply):
             head, gap, content = reply.partition(b"\r\n\r\n")
             reply = head + gap + content[: len(content) // 2]

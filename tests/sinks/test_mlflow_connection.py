@@ -80,10 +80,19 @@ def test_the_credentials_file_is_read(home):
 def test_a_credentials_file_that_is_none_is_named_and_not_quoted(home):
     (home / ".mlflow").mkdir()
     (home / ".mlflow" / "credentials").write_text("password = pa55\n")
+    assert connection.secrets(HOST, {}) == frozenset()  # asked when something else has failed
     with pytest.raises(ConfigError, match="credentials cannot be read") as caught:
         connection.headers(HOST, {})
     assert "pa55" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_the_password_of_the_credentials_file_is_known_as_a_secret(home):
+    (home / ".mlflow").mkdir()
+    (home / ".mlflow" / "credentials").write_text(
+        "[mlflow]\nmlflow_tracking_username = me\nmlflow_tracking_password = pa55\n"
+    )
+    assert connection.secrets(HOST, {}) == {"pa55", basic("me:pa55").removeprefix("Basic ")}
 
 
 def test_the_workspace_goes_along():

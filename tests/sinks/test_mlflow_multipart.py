@@ -13,12 +13,12 @@ import pytest
 from faults.proxy import Answer, FaultProxy
 from mlflow_servers import MlflowServer, mlflow_version
 from outside import python
-from servers import S3Server
+from servers import S3Server, free_port
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import SinkAuthError, SourceChanged, TransientSinkError
+from stagesink.errors import SinkAuthError, SinkError, SourceChanged, TransientSinkError
 from stagesink.sinks.mlflow import MlflowSink
 from stagesink.testing import GeneratedSource
 from stagesink.transfer import Transfer, TransferOptions, plan_file
@@ -235,6 +235,31 @@ def test_the_signature_of_a_part_is_in_no_log(
     assert "PUT /mlflow/" in caplog.text  # urllib3 logs each request
     # Once mlflow is imported its own filter may be the first one there.
     assert re.search("Signature=[0-9a-f]", caplog.text) is None
+
+
+def test_the_signature_of_a_part_is_in_no_error_of_mlflows_own_client(
+    mlflow_s3_server: MlflowServer,
+    key: ArtifactKey,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server = f"localhost:{mlflow_s3_server.port}"  # by name: no_proxy takes an address without its port
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{server}")
+    own = MlflowSink("mlflow:", own_client=True)
+    with mlflow_s3_server.client():
+        """Imported without its warnings."""
+    own.stat(key)
+    # The store is behind a proxy that is not there, the server is not.
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("no_proxy", server)
+    caplog.set_level("DEBUG")
+    with pytest.raises(SinkError) as caught:
+        own.put(key, GeneratedSource(SIZE, seed=1))
+    told = capsys.readouterr().err
+    assert "using multipart upload" in told  # mlflow's own warning
+    for shown in (told, caplog.text, "".join(traceback.format_exception(caught.value))):
+        assert re.search("Signature=[0-9a-f]", shown) is None
 
 
 def test_the_engine_lands_it(sink: MlflowSink, key: ArtifactKey, tmp_path: object) -> None:

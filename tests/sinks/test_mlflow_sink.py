@@ -160,15 +160,19 @@ def test_a_direct_folder_is_synced_once_for_many_small_objects(mlflow_server: Ml
 
 
 @pytest.mark.filterwarnings("ignore::Warning")  # mlflow's own store uses what its libraries have deprecated
-def test_a_sqlite_store_needs_no_server(mlflow: Any, tmp_path: Path) -> None:
+def test_a_sqlite_store_needs_no_server(mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sqlalchemy", reason="comes with the whole mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.create_experiment("x", artifact_location=(tmp_path / "artifacts").as_uri())
     run_id = client.create_run(experiment).info.run_id
     sink = open_sink(f"mlflow+{uri}")
-    with pytest.raises(RunNotFound, match="Check the run id"):
+    with pytest.raises(RunNotFound, match="Check the run id, and that"):
         sink.stat(ArtifactKey("0" * 32, "x"))
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team")
+    with pytest.raises(RunNotFound, match="Check the run id, MLFLOW_WORKSPACE, and that"):
+        sink.stat(ArtifactKey("0" * 32, "x"))
+    monkeypatch.delenv("MLFLOW_WORKSPACE")
     Transfer(sink).run(plan_file(run_id, "metrics.json", __file__))
     assert [manifest.path for manifest in list_committed(sink, run_id)] == ["metrics.json"]
     assert (tmp_path / "artifacts" / run_id / "artifacts" / "metrics.json").read_bytes() == Path(__file__).read_bytes()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 from stagesink.errors import (
@@ -202,11 +203,10 @@ class TrackedRun:
                 if info is not None and info.status not in _ENDED:
                     info = self._server.client.get_run(self.run_id).info
             finally:
-                last = status if info is None else info.status
                 if self._is_active:
-                    _deactivate(self.run_id, last)
+                    _deactivate(self.run_id)
+            last = status if info is None else info.status
             if last in _ENDED:
-                # Not left to MLflow's own end, which would also move the end of a run that had ended long ago.
                 end_time = None if info is None else info.end_time
                 self._server.client.set_terminated(self.run_id, last, end_time)
 
@@ -235,18 +235,18 @@ class TrackingServer:
 
     def __init__(self, tracking_uri: str) -> None:
         try:
+            from stagesink.sinks.mlflow import connection
             from stagesink.sinks.mlflow.address import Address
-            from stagesink.sinks.mlflow.connection import secrets
             from stagesink.sinks.mlflow.tracking import client_of, reach
         except ModuleNotFoundError as error:
             raise MissingExtra(
                 f"The package {error.name} is not installed.", hint="pip install 'stagesink[mlflow]'"
             ) from error
         self._address = Address(tracking_uri)
-        self._secrets = secrets(self._address)
+        self._secrets = partial(connection.secrets, self._address)
         self.is_gone = False
         reach(self._address)
-        self.client = client_of(self._address, self._secrets)
+        self.client = client_of(self._address)
 
     @property
     def shown(self) -> str:
@@ -418,12 +418,29 @@ def _activate(run_id: str) -> bool:
     return True
 
 
-def _deactivate(run_id: str, status: str) -> None:
+def _deactivate(run_id: str) -> None:
+    """Let go of the run without a word to the server.
+
+    MLflow's own end writes a time of its own, for a run that had ended long ago too, and for one that goes on.
+    """
     import mlflow
+    from mlflow.tracking import fluent
 
     active = mlflow.active_run()
-    if active is not None and active.info.run_id == run_id:  # else code in the block has ended it, or left one open
-        mlflow.end_run(status)
+    if active is None or active.info.run_id != run_id:
+        return  # code in the block has ended it, or left another one open
+    theirs, ours = fluent.MlflowClient, threading.get_ident()
+
+    class Silent(theirs):  # type: ignore[misc,valid-type]
+        def set_terminated(self, *arguments: Any, **named: Any) -> None:
+            if threading.get_ident() != ours:
+                super().set_terminated(*arguments, **named)
+
+    fluent.MlflowClient = Silent
+    try:
+        mlflow.end_run()
+    finally:
+        fluent.MlflowClient = theirs
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from stagesink.errors import (
@@ -109,7 +109,7 @@ def sink_error(error: BaseException, doing: str, *, missing: type[SinkError] = A
 
 @contextmanager
 def translating(
-    doing: str, *, missing: type[SinkError] = ArtifactNotFound, secrets: Iterable[str] = ()
+    doing: str, *, missing: type[SinkError] = ArtifactNotFound, secrets: Callable[[], Iterable[str]] = tuple
 ) -> Iterator[None]:
     """Turn what a backend's client raises into our errors. For calls of the client alone: a defect of ours stays one.
 
@@ -117,8 +117,8 @@ def translating(
     ----------
     doing, missing
         As :func:`sink_error` takes them.
-    secrets : iterable of str
-        A cause that quotes one is left out, since tracebacks print it.
+    secrets : callable
+        Returns what a cause must not quote, as it is then: such a one is left out, since tracebacks print it.
     """
     try:
         with interrupts_whole():
@@ -128,7 +128,7 @@ def translating(
     except Exception as error:
         # Broad on purpose: fsspec and mlflow have dozens of implementations with exceptions of their own. All become
         # ours, none is swallowed.
-        cause = None if shows_secret(error, secrets) else error
+        cause = None if shows_secret(error, secrets()) else error
         ours = next(filter(None, map(_handed_over, causes_of(error))), None)
         if ours is not None:
             raise type(ours)(f"{doing}: {ours.message}", hint=ours.hint) from cause

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -19,13 +17,13 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import make_headers
 
 from stagesink.errors import ConfigError, MissingExtra
+from stagesink.redaction import hide_in_logs
 
 SECONDS = 120.0
 """How long one answer may take unless somebody says otherwise."""
 
 _CONNECT_SECONDS = 15.0  # a server that is there answers the knock sooner; the rest is for its work
 _CONNECTIONS = 64  # as many as there may be workers
-_SIGNED = re.compile(r"\?.*(signature|sig)=", re.IGNORECASE)
 _SENT_AT_ONCE = 1 << 18  # bytes; urllib3's own 16 KiB cost a system call each
 _SLICE = 1 << 16  # bytes; each has the time of a knock to get away in: with 4 KB/s there is progress
 _QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux
@@ -52,7 +50,7 @@ def pool_manager(
     MissingExtra
         The proxy speaks SOCKS and PySocks is not installed.
     """
-    logging.getLogger("urllib3.connectionpool").addFilter(_no_signatures)
+    hide_in_logs("urllib3.connectionpool")
     settings: dict[str, Any] = {
         "maxsize": _CONNECTIONS,
         "retries": False,
@@ -208,21 +206,6 @@ def _shared_context(bundle: str | None, system: str | None, authorities: tuple[s
     for authority in authorities:
         trust(context, authority, authority)
     return context
-
-
-class _NoSignatures(logging.Filter):
-    """Leaves the query of a signed URL out of urllib3's own debug log: whoever has it can write there."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(
-                f"{arg.partition('?')[0]}?***" if isinstance(arg, str) and _SIGNED.search(arg) else arg
-                for arg in record.args
-            )
-        return True
-
-
-_no_signatures = _NoSignatures()
 
 
 def _proxy_for(url: str) -> str | None:

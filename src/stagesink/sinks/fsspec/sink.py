@@ -439,7 +439,7 @@ class FsspecSink:
         return fs
 
     def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> AbstractContextManager[None]:
-        return translating(doing, missing=missing, secrets=self._secrets)
+        return translating(doing, missing=missing, secrets=lambda: self._secrets)
 
     @contextmanager
     def _tidying(self, what: str) -> Iterator[None]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from stagesink.errors import ConfigError, MissingExtra, UnknownScheme
+from stagesink.redaction import hide_in_logs
 from stagesink.sinks.fsspec.redirects import session_without_redirects
 
 Commit = Literal["put", "pipe", "rename"]
@@ -23,11 +22,6 @@ _COMMIT: dict[str, Commit] = {
         ("file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs", "webdav"), "rename"
     ),
 }
-
-_BOTOCORE = ("botocore.auth", "botocore.endpoint", "aiobotocore.endpoint")
-_TOKEN = re.compile(
-    r"(x-amz-security-token['\"]?:\s*b?['\"]?|signature[=:]\s*)[^'\"\s,]+", re.IGNORECASE
-)  # as headers are printed, in the canonical request, and what follows "Signature:"
 
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
@@ -99,8 +93,7 @@ def quiet_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if scheme in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "ftp"):
         quiet.setdefault("use_listings_cache", False)
     if scheme in ("s3", "s3a"):
-        for name in _BOTOCORE:
-            logging.getLogger(name).addFilter(_no_tokens)
+        hide_in_logs("botocore.auth", "botocore.endpoint", "aiobotocore.endpoint")
         config = {
             "retries": {"mode": "standard", "total_max_attempts": 1},
             "max_pool_connections": 32,
@@ -108,20 +101,6 @@ def quiet_options(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
         }
         quiet["config_kwargs"] = {**config, **quiet.get("config_kwargs", {})}
     return quiet
-
-
-class _NoTokens(logging.Filter):
-    """Leaves session tokens and signatures out of botocore's own debug log."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        shown = _TOKEN.sub(r"\1***", text)
-        if shown != text:
-            record.msg, record.args = shown, ()
-        return True
-
-
-_no_tokens = _NoTokens()
 
 
 def azure_retries(fs: Any) -> Any:

@@ -7,14 +7,17 @@ import posixpath
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any, BinaryIO, cast
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.errors import ArtifactNotFound, ConfigError, DeleteNotSupported, InvalidKey, RunNotFound, SinkError
+from stagesink.redaction import hide_in_logs
 from stagesink.sinks._backend_errors import translating
 from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.conflicts import look_for_conflict
+from stagesink.sinks.mlflow.connection import secrets
 from stagesink.sinks.mlflow.names import check_name
 from stagesink.sinks.mlflow.patience import trying_once
 from stagesink.sinks.protocol import OnBytes
@@ -32,16 +35,17 @@ class ClientRoot:
     ----------
     client : mlflow.MlflowClient
     run_id : str
-    secrets : frozenset of str
-        What may be in the client's exceptions and must not be shown.
+    address : Address
+        Of the tracking server: whoever logs in there has secrets, which the client's exceptions may quote.
     proxied : bool
         It is the server that takes the artifacts, and some names for others.
     """
 
-    def __init__(self, client: Any, run_id: str, secrets: frozenset[str], *, proxied: bool = False) -> None:
+    def __init__(self, client: Any, run_id: str, address: Address, *, proxied: bool = False) -> None:
         self._client = client
         self._run_id = run_id
-        self._secrets = secrets
+        self._address = address
+        hide_in_logs("mlflow.store.artifact.http_artifact_repo")
         self._proxied = proxied
 
     @property
@@ -137,7 +141,7 @@ class ClientRoot:
 
     @contextmanager
     def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> Iterator[None]:
-        with translating(doing, missing=missing, secrets=self._secrets), trying_once():
+        with translating(doing, missing=missing, secrets=partial(secrets, self._address)), trying_once():
             yield
 
 

@@ -74,9 +74,11 @@ def secrets(address: Address, environ: Mapping[str, str] = os.environ) -> frozen
     """Collect what must not be shown: passwords and tokens, as they are and as they are sent."""
     token = environ.get("MLFLOW_TRACKING_TOKEN", "")
     found = {token, token.strip(), environ.get("MLFLOW_TRACKING_PASSWORD", "")}
+    with suppress(ConfigError):  # whoever sends it says so
+        found.add(_credentials_file().get("mlflow_tracking_password", ""))
     if address.login is not None:
         found |= {address.login[1], unquote(address.login[1])}
-    with suppress(SinkAuthError):  # whoever sends it says so
+    with suppress(SinkAuthError, ConfigError):
         if sent := _authorization(address, environ):
             found.add(sent.partition(" ")[2])
     return frozenset(secret for secret in found if len(secret) >= 4)

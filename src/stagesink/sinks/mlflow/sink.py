@@ -66,7 +66,6 @@ class MlflowSink:
         self._address = address_of(uri, os.environ)
         self._storage_options = dict(storage_options or {})
         self._own_client = own_client
-        self._secrets = connection.secrets(self._address)
         self._http = http_client(self._address)
         self._store = HttpClient("the store behind the server", connection.presigned_pool, hints=connection.HINTS)
         self._others: dict[str, HttpClient] = {}  # artifact servers on other hosts
@@ -157,15 +156,15 @@ class MlflowSink:
         scheme = urlsplit(root).scheme
         proxied = scheme == "mlflow-artifacts" or (scheme in ("http", "https") and ENDPOINT in root)
         if self._own_client or connection.needs_own_client() or not (proxied or direct.opens(root)):
-            client = client_of(self._address, self._secrets)
+            client = client_of(self._address)
             if proxied:
                 check_server(self._address)
-            return ClientRoot(client, run_id, self._secrets, proxied=proxied)
+            return ClientRoot(client, run_id, self._address, proxied=proxied)
         if not proxied:
             seen = self._look_for(run_id, root) if self._address.is_http and direct.is_local(root) else None
             return DirectRoot(root, run_id, self._storage_options, seen)
         if not self._address.is_http:
-            return ClientRoot(client_of(self._address, self._secrets), run_id, self._secrets, proxied=True)
+            return ClientRoot(client_of(self._address), run_id, self._address, proxied=True)
         server, folder = split_root(root, self._address)
         return ProxiedRoot(self._client_for(server), self._multipart(server), server, folder, run_id)
 
@@ -182,7 +181,7 @@ class MlflowSink:
     def _tracking(self) -> Tracking:
         if self._address.is_http and not connection.needs_own_client():
             return RestTracking(self._address, self._http)
-        return ClientTracking(self._address, self._secrets)
+        return ClientTracking(self._address)
 
     def _multipart(self, server: str) -> Multipart:
         # One for each server, so that what it offers is asked once and its buffers are counted together.

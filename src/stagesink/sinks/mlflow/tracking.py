@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
@@ -13,7 +15,11 @@ from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.answers import error_of
 from stagesink.sinks.mlflow.patience import trying_once
 
-_RUN_HINT = "Check the run id, and that this is the server it was made on."
+
+def _run_hint() -> str:
+    """Say what to check. A server answers the same for a workspace that it does not know."""
+    workspace = "MLFLOW_WORKSPACE, " if os.environ.get("MLFLOW_WORKSPACE") else ""
+    return f"Check the run id, {workspace}and that this is the server it was made on."
 
 
 class Tracking(Protocol):
@@ -59,7 +65,7 @@ class RestTracking:
         answer = json_of(response)
         if response.status in (400, 404) and "error_code" in answer:
             # 400 is for what can be no run id.
-            raise RunNotFound(f"{self._address.shown} knows no run {run_id}.", hint=_RUN_HINT)
+            raise RunNotFound(f"{self._address.shown} knows no run {run_id}.", hint=_run_hint())
         error = error_of(response, doing, self._http.name, missing=SinkError)
         info = answer.get("run", {}).get("info", {}) if isinstance(answer.get("run", {}), dict) else {}
         root = info.get("artifact_uri") if isinstance(info, dict) else None
@@ -93,31 +99,31 @@ def reach(address: Address) -> None:
 class ClientTracking:
     """Any store that mlflow's own client knows: sqlite, Databricks, plug-ins."""
 
-    def __init__(self, address: Address, secrets: frozenset[str]) -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
-        self._secrets = secrets
 
     def artifact_root(self, run_id: str) -> str:
-        client = client_of(self._address, self._secrets)
+        client = client_of(self._address)
         doing = f"Run {run_id} could not be looked up in {self._address.shown}"
         try:
-            with translating(doing, missing=RunNotFound, secrets=self._secrets), trying_once():
+            with (
+                translating(doing, missing=RunNotFound, secrets=partial(connection.secrets, self._address)),
+                trying_once(),
+            ):
                 info = client.get_run(run_id).info
         except RunNotFound as error:
-            error.hint = _RUN_HINT
+            error.hint = _run_hint()
             raise
         check_living(run_id, info.lifecycle_stage)
         return str(info.artifact_uri)
 
 
-def client_of(address: Address, secrets: frozenset[str]) -> Any:
+def client_of(address: Address) -> Any:
     """Return mlflow's own client for the server.
 
     Parameters
     ----------
     address : Address
-    secrets : frozenset of str
-        What its exceptions may quote and must not be shown.
 
     Raises
     ------
@@ -132,7 +138,7 @@ def client_of(address: Address, secrets: frozenset[str]) -> Any:
             hint="pip install 'stagesink[mlflow]'",
         ) from error
     try:
-        with translating(f"{address.shown} could not be opened", secrets=secrets):
+        with translating(f"{address.shown} could not be opened", secrets=partial(connection.secrets, address)):
             return MlflowClient(tracking_uri=address.tracking_uri)
     except SinkError as error:
         error.hint = (
