@@ -13,6 +13,8 @@ from trainers import bytes_of, ended, heard, kept, landed, synced, told_until_it
 
 import stagesink
 from stagesink.errors import ConfigError, DrainError
+from stagesink.outbox.settings import OutboxSettings
+from stagesink.outbox.store import Outbox
 
 BACKGROUND = """
     stagesink.install_drain(deadline={deadline})
@@ -86,6 +88,35 @@ def test_an_upload_in_the_foreground_that_lands_meanwhile_leaves_nothing_behind(
         assert ended(process)[0] == -15
     assert landed(tmp_path) == kept_once("model.bin")
     assert kept(tmp_path) == {}
+
+
+def test_an_upload_that_fails_after_the_signal_is_kept_once(tmp_path: Path) -> None:
+    program = """
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        stagesink.install_drain(deadline=60)
+        up = uploader(attempts=1)
+        assert not up.upload_file(made("model.bin"), "model.bin")
+        print("given up:", *(receipt.status for receipt in up.receipts))
+        signal.pause()
+    """
+    with trainer(tmp_path, program) as process:
+        heard(process, "putting model.bin")
+        process.send_signal(signal.SIGTERM)
+        while not kept(tmp_path):
+            assert process.poll() is None
+            time.sleep(0.02)
+        (tmp_path / "store").rename(tmp_path / "aside")
+        (tmp_path / "store").write_text("no folder any more")
+        (tmp_path / "open").touch()
+        heard(process, "given up: kept")
+    (entry,) = (tmp_path / "outbox" / "entries").glob("[!.]*")
+    outbox = Outbox(OutboxSettings(path=str(tmp_path / "outbox"), keep_free=0))
+    (row,) = outbox.rows()
+    assert (row.id, row.attempts) == (entry.name, 1)
+    assert row.error
+    outbox.close()
+    (tmp_path / "store").unlink()
+    assert synced(tmp_path) == kept_once("model.bin")
 
 
 def test_nothing_under_way_ends_at_once(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def kept_on_a_signal(
     keep: Callable[[], Sequence[Entry]],
     land: Callable[[Sequence[Entry]], object],
     outbox: Callable[[], Outbox],
+    kept: list[Entry],
 ) -> Iterator[None]:
     """Keep the upload of the block when a signal comes meanwhile, or has come.
 
@@ -105,6 +106,8 @@ def kept_on_a_signal(
         Has entries uploaded in the background: those of a block that the signal has ended.
     outbox : callable
         Returns the outbox that it is kept in.
+    kept : list of Entry
+        Gets the entries of a block that has failed.
     """
     drain = _drain
     if drain is None:
@@ -117,6 +120,7 @@ def kept_on_a_signal(
             upload.keep()
         yield
     except Exception:
+        kept += upload.as_kept()
         raise  # it failed, and its caller keeps what may land later
     except BaseException:
         if drain.is_on:
@@ -147,6 +151,12 @@ class _Upload:
                     self._entries = self._keep()
                 except StagesinkError as error:
                     _log.error("An upload that was under way could not be kept: %s", error)
+            return self._entries
+
+    def as_kept(self) -> Sequence[Entry]:
+        """Return what was kept of it, and keep nothing from now on."""
+        with self._lock:
+            self._done = True
             return self._entries
 
     def secure(self) -> int:

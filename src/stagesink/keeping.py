@@ -156,14 +156,34 @@ class Keeper:
             slot = self._config.stages.slot_for(self._stage, plan.path)
             priority = {} if slot is None else {"priority": slot.priority}
             name = None if slot is None else slot.name
-            # The text of an error that is none of ours may quote anything.
-            why = error.message if isinstance(error, StagesinkError) else type(error).__name__ if error else None
+            why = None if error is None else _why(error)
             kept.append(
                 self.outbox.keep(
                     plan, sink.uri, host=host, stage=self._stage, slot=name, quick=quick, why=why, **priority
                 )
             )
         return kept
+
+    def still_kept(self, entries: Sequence[Entry], error: Exception) -> list[Entry]:
+        """Make what a drain has kept, quickly, of an upload that failed since, last as what waits does.
+
+        Returns
+        -------
+        list of Entry
+            None of them where one is gone, or cannot last: they are to be kept anew.
+        """
+        lasting = []
+        for entry in entries:
+            try:
+                there = self.outbox.secure(entry.id) or self.outbox.entry(entry.id)
+                self.outbox.note_failed(entry.id, _why(error))
+            except (SourceError, OutboxError) as second:
+                _log.warning("%s: %s", entry.path, second)
+                return []
+            if there is None:
+                return []
+            lasting.append(there)
+        return lasting
 
     @contextmanager
     def going_first(self, plans: Sequence[Plan], sink: ArtifactSink, options: TransferOptions) -> Iterator[None]:
@@ -223,6 +243,11 @@ class Keeper:
 
         uploader = background_uploader(self.outbox)
         return [uploader.submit(entry, open_sink, options, closes=closes) for entry in entries]
+
+
+def _why(error: Exception) -> str:
+    # The text of an error that is none of ours may quote anything.
+    return error.message if isinstance(error, StagesinkError) else type(error).__name__
 
 
 def _held(row: Row) -> TransientSinkError:

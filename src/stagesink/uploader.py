@@ -516,6 +516,7 @@ class ArtifactUploader:
         start = time.monotonic()
         what = str(what)
         wanted: list[Plan] = []
+        kept_by_drain: list[Entry] = []
         try:
             made = make_plans()
             plans = made if isinstance(made, Sequence) else [made]
@@ -529,9 +530,9 @@ class ArtifactUploader:
                 if waits or settings.background:
                     receipts = self._keep_first(wanted, is_on_its_way=not waits)
                 else:
-                    receipts = self._send(wanted, what)
+                    receipts = self._send(wanted, what, kept_by_drain)
         except Exception as error:
-            self._give_up(what if what.isprintable() else ascii(what), wanted, error, start)
+            self._give_up(what if what.isprintable() else ascii(what), wanted, error, start, kept_by_drain)
             return False
         self._count(receipts, start, failed=False)
         sent = sum(receipt.size for receipt in receipts)
@@ -543,9 +544,9 @@ class ArtifactUploader:
         logger.info("%s: %d files, %.1f MB, in %s", landed, len(receipts), sent / 1e6, where)
         return len(wanted) == len(plans) and (not kept or settings.background)
 
-    def _send(self, plans: list[Plan], what: str) -> tuple[Receipt, ...]:
+    def _send(self, plans: list[Plan], what: str, kept: list[Entry]) -> tuple[Receipt, ...]:
         transfer = Transfer(self.sink, self.options, progress=self.progress)
-        with self._kept_on_a_signal(plans), self._keeper.going_first(plans, self.sink, self.options):
+        with self._kept_on_a_signal(plans, kept), self._keeper.going_first(plans, self.sink, self.options):
             return transfer.run(plans[0]) if len(plans) == 1 else transfer.run_all(plans, what)
 
     def _waits_for_its_run(self, plan: Plan) -> bool:
@@ -576,31 +577,33 @@ class ArtifactUploader:
         opener = (lambda: self.sink) if given else self._opener
         return self._keeper.upload_later(entries, opener, self.options, closes=not given)
 
-    def _kept_on_a_signal(self, plans: list[Plan]) -> AbstractContextManager[None]:
-        """Have the plans kept when a signal comes that ends this process."""
+    def _kept_on_a_signal(self, plans: list[Plan], kept: list[Entry]) -> AbstractContextManager[None]:
+        """Have the plans kept when a signal comes that ends this process, in ``kept`` too if the block fails then."""
         if self._policy(plans[0]) != "keep" or not self._keeper.is_on:
             return nullcontext()
         return kept_on_a_signal(
             lambda: self._keeper.keep(plans, self.sink, quick=True),
             self._land_later,
             lambda: self._keeper.outbox,
+            kept,
         )
 
-    def _give_up(self, what: str, plans: list[Plan], error: Exception, start: float) -> None:
+    def _give_up(self, what: str, plans: list[Plan], error: Exception, start: float, kept: list[Entry]) -> None:
         """Keep what did not land, if it may land later, and say what has become of it."""
         receipts = error.receipts if isinstance(error, TransferError) else ()
         policy = self._policy(plans[0] if plans else None)
         after = ""
         if plans and policy == "keep" and self._keeper.is_on and can_wait(error):
             try:
-                size = sum(entry.size for entry in self._keeper.keep(plans, self.sink, error=error))
+                entries = self._keeper.still_kept(kept, error) or self._keeper.keep(plans, self.sink, error=error)
+                size = sum(entry.size for entry in entries)
             except Exception as second:  # out of memory, for example: no reason to kill the training run either
                 known = second if isinstance(second, StagesinkError) else self._defect(second)
                 after = f" It could not be kept either: {known}"
             else:
                 receipts = kept_receipts(plans, self.sink.uri, error)
-                kept = f"It is kept in {self._keeper.outbox.path} ({size / 1e6:.1f} MB)"
-                after = f" {kept}: {what_lands_it(error)}"
+                where = f"It is kept in {self._keeper.outbox.path} ({size / 1e6:.1f} MB)"
+                after = f" {where}: {what_lands_it(error)}"
         self._count(receipts, start, failed=True)
         self._failed(f"{what} was not uploaded", error, policy, after)
 

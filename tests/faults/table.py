@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from faults import happenings as h
@@ -75,6 +75,8 @@ class Row:
         The process is one of its own, and short of ``open files``, ``memory`` or ``file size``.
     syncs : int
         How many sync afterwards, at once.
+    background : bool
+        It is uploaded in the background: the call says True of what is kept, and its handle says the rest.
     """
 
     what: str
@@ -91,6 +93,7 @@ class Row:
     aside: bool = False
     short_of: str = ""
     syncs: int = 1
+    background: bool = False
 
     def cell(self, sink: Sink) -> Cell:
         cell: Cell = getattr(self, sink)
@@ -114,6 +117,11 @@ def net(
 def all_sinks(what: str, happening: Happening, cell: Cell, *, file: Cell | None = None, **more: object) -> Row:
     """A row about this machine."""
     return Row(what, happening, file or cell, cell, cell, cell, **more)  # type: ignore[arg-type]
+
+
+def in_the_background(row: Row) -> Row:
+    """The same happens while the uploader's thread is at it."""
+    return replace(row, what=f"in the background: {row.what}", background=True)
 
 
 def answers(status: int, says: str | None = None) -> Row:
@@ -307,5 +315,18 @@ ROWS: tuple[Row, ...] = (
         kept("cannot be reached"),
         file=kept("Not a directory"),
         syncs=2,
+    ),
+    in_the_background(
+        all_sinks("the backend is gone", h.away, kept("cannot be reached"), file=kept("Not a directory"))
+    ),
+    in_the_background(net("a connection is reset, once", once(Reset()), lands())),
+    in_the_background(net("a reply is lost after the bytes had arrived, once", once(DropReply()), lands())),
+    in_the_background(net("every reply is lost after the bytes had arrived", wire(DropReply()), kept("broke"))),
+    in_the_background(
+        all_sinks(
+            "the disk of checkpoint and outbox is full",
+            disk("checkpoint", "outbox", state="full"),
+            refused("is full"),
+        )
     ),
 )

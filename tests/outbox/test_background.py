@@ -23,6 +23,7 @@ from stagesink.artifacts import MemorySource
 from stagesink.errors import OutboxError, StagesinkError, TransferError
 from stagesink.outbox.background import BackgroundUploader, background_uploader
 from stagesink.outbox.entry import Entry
+from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Sync
 from stagesink.sinks import ArtifactSink
@@ -275,6 +276,28 @@ def test_uploaders_of_one_configuration_share_their_sinks(tmp_path: Path, monkey
         assert up.upload_file(tmp_path / "f")
         assert stagesink.flush(60)
     assert opened.count("stagesink-outbox") == 1
+
+
+def test_flush_waits_for_what_another_process_is_at(
+    gate: Gate, background: BackgroundUploader, outbox: Outbox, settings: OutboxSettings
+) -> None:
+    gate.open_.set()
+    other = Outbox(settings)
+    entry = outbox.keep(plan("f"), gate.uri, quick=True)
+    with other.claim(entry.id) as theirs:
+        assert theirs == entry
+        handle = background.submit(entry, lambda: gate, ONCE, closes=False)
+        assert not background.flush(0.5)
+        assert not handle.done()
+        flushed: list[bool] = []
+        thread = threading.Thread(target=lambda: flushed.append(background.flush(60)))
+        thread.start()
+        thread.join(1.5)
+        assert flushed == []
+    thread.join()
+    assert flushed == [True]
+    assert handle.result(60)[0].status == "uploaded"
+    other.close()
 
 
 def test_nothing_stays_of_uploads_that_are_done(submit: Submit, gate: Gate, background: BackgroundUploader) -> None:

@@ -35,6 +35,7 @@ _log = logging.getLogger("stagesink")
 
 _FIRST_WAIT = 5.0  # seconds until what failed is tried again, doubled each time
 _LONGEST_WAIT = 300.0
+_HELD_WAIT = 1.0  # seconds until what another process is at is looked at again
 _EXIT_SECONDS = 600.0  # how long a process that ends waits for what was never tried
 _LOOK_SECONDS = 0.2
 _SILENT_SECONDS = 2.0  # from then on it says what it waits for
@@ -66,6 +67,8 @@ class _Job:
     attempts: int = 0
     not_before: float = 0.0
     settled: bool = False
+    held: bool = False
+    """Another process was at it at the last attempt."""
 
     @property
     def age(self) -> tuple[float, str]:
@@ -144,7 +147,8 @@ class BackgroundUploader:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything was tried, and tell whether all of it has landed.
 
-        What failed before is tried again now. What is handed over meanwhile is not waited for.
+        What failed before is tried again now, and what another process is at is waited for. What is handed over
+        meanwhile is not.
 
         Parameters
         ----------
@@ -156,7 +160,9 @@ class BackgroundUploader:
             self._wake()
             self._changed.wait_for(
                 lambda: (
-                    all(job.attempts > attempts or job not in self._all() for job, attempts in before)
+                    all(
+                        (job.attempts > attempts and not job.held) or job not in self._all() for job, attempts in before
+                    )
                     or not self._lanes
                 ),
                 timeout,
@@ -251,6 +257,7 @@ class BackgroundUploader:
             with self._changed:
                 self._busy.remove(job)
                 job.attempts += 1
+                job.held = outcomes[0].status == "held"
                 if waits:
                     self._put_back(job, outcomes[0])
                 gone = {outcome.row.id for outcome in outcomes[1:]}
@@ -289,7 +296,7 @@ class BackgroundUploader:
         return max(0.05, min(due) - time.monotonic()) if due else None
 
     def _put_back(self, job: _Job, outcome: Outcome) -> None:
-        wait = min(_FIRST_WAIT * 2 ** min(job.attempts - 1, 10), _LONGEST_WAIT)
+        wait = _HELD_WAIT if job.held else min(_FIRST_WAIT * 2 ** min(job.attempts - 1, 10), _LONGEST_WAIT)
         job.not_before = time.monotonic() + wait
         self._jobs.append(job)
         for other in self._jobs:
