@@ -26,7 +26,9 @@ pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from
 from stagesink import ArtifactUploader
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import (
+    RunNotFound,
     SinkAuthError,
+    SinkConflict,
     SinkError,
     SinkQuotaError,
     StagesinkError,
@@ -408,3 +410,36 @@ def test_a_store_that_hangs_is_given_up(moto: S3Server, bucket: str) -> None:
         for call in (lambda: sink.put(KEY, MemorySource(b"x")), lambda: sink.stat(KEY)):
             with pytest.raises(TransientSinkError, match="took too long"):
                 call()
+
+
+@pytest.mark.parametrize("size", [1000, 17 << 20], ids=["small", "large"])
+@pytest.mark.parametrize("server", ["az"], indirect=True)
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_a_lease_that_somebody_holds(store: Store, server: Azurite, size: int) -> None:
+    from azure.storage.blob import BlobServiceClient
+
+    sink = store.sink()
+    sink.put(KEY, MemorySource(b"old"))
+    with BlobServiceClient.from_connection_string(server.connection_string) as service:
+        container, _, root = store.uri.removeprefix("az://").partition("/")
+        lease = service.get_blob_client(container, f"{root}/{KEY}").acquire_lease()
+        try:
+            error = failure(lambda: sink.put(KEY, GeneratedSource(size)), store)
+            assert type(error) is SinkConflict
+        finally:
+            lease.release()
+    assert sink.open(KEY).read() == b"old"
+
+
+@pytest.mark.parametrize("size", [1000, 17 << 20], ids=["small", "large"])
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_a_bucket_or_container_that_is_not_there(store: Store, size: int) -> None:
+    sink = replace(store, uri=store.uri.replace("stagesink", "not-there")).sink()
+    error = failure(lambda: sink.put(KEY, GeneratedSource(size)), store)
+    assert type(error) is RunNotFound
+    assert "Create the bucket or container first" in str(error)
+    assert sink.stat(KEY) is None
+    if (store.kind, store.carrier) == ("az", FsspecSink):
+        return  # adlfs lists one that is not there as an empty one
+    with pytest.raises(RunNotFound):
+        list(sink.list(KEY.run_id))

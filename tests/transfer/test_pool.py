@@ -93,17 +93,23 @@ def test_no_more_jobs_run_at_once_than_there_are_workers(answer: float) -> None:
     assert most == 3
 
 
-@pytest.mark.parametrize(("workers", "most"), [(2, 8), (8, 32), (50, 64)])
+@pytest.mark.parametrize(("workers", "most"), [(2, 8), (8, 32), (50, 72)])
 def test_of_small_ones_that_wait_more_run_at_once(workers: int, most: int) -> None:
     together = threading.Barrier(most, timeout=60)  # passes only when so many run at the same time
     run_jobs([(1, lambda: void(together.wait()))] * most, workers=workers, cancel=threading.Event())
 
 
-@pytest.mark.parametrize(("workers", "most"), [(2, 16), (8, 64), (50, 64)])
+@pytest.mark.parametrize(("workers", "most"), [(2, 18), (8, 72), (50, 72)])
 def test_of_small_ones_that_are_known_to_wait_still_more_run_at_once(workers: int, most: int) -> None:
     together = threading.Barrier(most, timeout=60)
     jobs = [(1, lambda: void(together.wait()))] * most
     run_jobs(jobs, workers=workers, cancel=threading.Event(), answer=0.05)
+
+
+@pytest.mark.parametrize(("jobs", "at_once"), [(10, 10), (74, 37), (201, 67)])
+def test_small_ones_that_wait_go_in_full_rounds(jobs: int, at_once: int) -> None:
+    together = threading.Barrier(at_once, timeout=60)  # the last round passes only when it is a full one
+    run_jobs([(1, lambda: void(together.wait()))] * jobs, workers=8, cancel=threading.Event(), answer=0.05)
 
 
 def test_a_slow_first_job_on_a_store_that_is_near_hires_nobody() -> None:

@@ -15,7 +15,7 @@ class TransferOptions:
     Parameters
     ----------
     workers : int
-        Objects in flight at once; of those up to 1 MiB up to 64, where the backend is slow to answer and that gets more
+        Objects in flight at once; of those up to 1 MiB up to 72, where the backend is slow to answer and that gets more
         done. Fewer after it refused (429, 503, timeouts). 1 means one.
     attempts : int
         Times an object is tried when the backend fails in a way that may pass.

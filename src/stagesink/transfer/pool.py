@@ -23,8 +23,8 @@ _MORE_OF_SMALL = 4  # times as many threads for those, where a thread gets throu
 _NEAR_SECONDS = 0.001  # an answer that comes sooner is this machine's own
 _PATIENCE_SECONDS = 0.25  # with the first job there, which may have more to do than the others
 _SLOW_JOBS = 50  # a second in one thread: it waits for answers, not for the interpreter
-_MORE_OF_FAR = 8  # times as many threads for small jobs, where it is known from the start that each will wait
-_MOST = 64
+_MORE_OF_FAR = 9  # times as many threads for small jobs, where it is known from the start that each will wait
+_MOST = 72
 
 
 def run_jobs(
@@ -42,8 +42,9 @@ def run_jobs(
     so that small ones are not starved by a few huge ones. Threads start when there is something to wait for: one thread
     that gets through small local files at more than a thousand a second is left alone, since a second would slow it
     down; the first of them, before which a manifest may have to go, tells nothing of the others. Where each answer
-    takes long, as over a wide area network, small jobs get four times as many threads, or eight times where that was
-    known before, and from there on :class:`.Level` seeks the number that gets most done.
+    takes long, as over a wide area network, small jobs get four times as many threads, or nine times where that was
+    known before, and from there on :class:`.Level` seeks the number that gets most done. There are no more than it
+    takes to be done in as many rounds: a last round of a few jobs would take as long as the others.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def run_jobs(
         Size in bytes, and what to do. A job keeps its own failures; an exception out of one is a defect, ends the rest
         and is raised here.
     workers : int
-        Large jobs at once at most; of jobs up to 1 MiB up to 64 where that gets more done. 1 means one. Even one job
+        Large jobs at once at most; of jobs up to 1 MiB up to 72 where that gets more done. 1 means one. Even one job
         has a thread of its own: the calling one must be free to leave a hanging store on Ctrl-C.
     cancel : threading.Event
         Set here on Ctrl-C; jobs look at it.
@@ -84,6 +85,12 @@ def stepping_aside() -> Iterator[None]:
 _here = threading.local()
 
 
+def _evenly(jobs: int, at_once: int) -> int:
+    """Return how many at once get as many jobs done in as many rounds."""
+    rounds = -(-jobs // max(at_once, 1))
+    return -(-jobs // max(rounds, 1))
+
+
 class _Crew:
     def __init__(
         self,
@@ -99,8 +106,10 @@ class _Crew:
         self._far = answer * _SLOW_JOBS > 1
         self._near = 0 < answer < _NEAR_SECONDS and queue[0][0] <= _SMALL_BYTES
         self._first_ended: float | None = None
-        more = min((_MORE_OF_FAR if self._far else _MORE_OF_SMALL) * workers, _MOST, len(queue))
-        self._helpers = min(small, max(0, more - self._workers))
+        more = min((_MORE_OF_FAR if self._far else _MORE_OF_SMALL) * workers, _MOST)
+        with_large = min(self._workers, len(queue) - small)
+        for_small = _evenly(small, more - with_large)
+        self._helpers = max(0, for_small - (self._workers - with_large))
         self._most = self._workers + min(small, max(0, _MOST - self._workers))
         self._cancel = cancel
         self._moved = moved

@@ -23,7 +23,7 @@ SECONDS = 120.0
 """How long one answer may take unless somebody says otherwise."""
 
 _CONNECT_SECONDS = 15.0  # a server that is there answers the knock sooner; the rest is for its work
-_CONNECTIONS = 64  # as many as there may be workers
+_CONNECTIONS = 72  # as many as there may be workers
 _SENT_AT_ONCE = 1 << 18  # bytes; urllib3's own 16 KiB cost a system call each
 _SLICE = 1 << 16  # bytes; each has the time of a knock to get away in: with 4 KB/s there is progress
 _QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux
