@@ -119,6 +119,28 @@ def test_an_upload_that_fails_after_the_signal_is_kept_once(tmp_path: Path) -> N
     assert synced(tmp_path) == kept_once("model.bin")
 
 
+@threads_at_the_end
+def test_a_process_that_outlives_its_notice_waits_at_its_end_as_any_other(tmp_path: Path) -> None:
+    program = """
+        from stagesink.outbox import background
+        background._OUTLIVED_SECONDS = 0.2
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        stagesink.install_drain(deadline=0.5)
+        up = uploader(background=True)
+        print("ready")
+        signal.pause()
+        time.sleep(1.5)
+        assert up.upload_file(made("model.bin"), "model.bin")
+        threading.Thread(target=lambda: (time.sleep(1), (base / "open").touch())).start()
+    """
+    with trainer(tmp_path, program) as process:
+        heard(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+    assert landed(tmp_path) == kept_once("model.bin")
+    assert kept(tmp_path) == {}
+
+
 def test_nothing_under_way_ends_at_once(tmp_path: Path) -> None:
     program = "stagesink.install_drain(deadline=1000)\nprint('ready', flush=True)\nsignal.pause(), signal.pause()"
     with trainer(tmp_path, program) as process:
@@ -217,9 +239,11 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, program: str, signum: s
         assert code == status
         assert "Exception ignored" not in told
     everything = {**kept(tmp_path), **landed(tmp_path)}
-    assert {
-        name: bytes_of(name) for name in ("large.bin", "model.bin") if name in everything
-    }.items() <= everything.items()
+    if program is BACKGROUND:  # their calls have returned
+        small = {"notes.txt": bytes_of("notes.txt", 900), "metrics.json": bytes_of("metrics.json", 500)}
+        assert everything == {"large.bin": bytes_of("large.bin"), **small}
+    else:
+        assert everything in ({}, kept_once("model.bin"))
     assert synced(tmp_path) == everything
 
 

@@ -56,6 +56,27 @@ def outbox() -> Outbox:
     return open_outbox(load_config().artifacts.outbox)
 
 
+@pytest.mark.parametrize("what", ["claim", "remove"])
+def test_an_outbox_that_breaks_keeps_nothing_from_a_store_that_is_there(
+    store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    store.take_away()
+    with ArtifactUploader("run", sink=store.uri) as uploader:
+        assert not uploader.upload_checkpoint(checkpoint, "checkpoint")
+    store.bring_back()
+    (checkpoint / "config.json").write_text("newer")
+
+    def broken(*_: object, **__: object) -> None:
+        raise OutboxError("The outbox cannot be used: Read-only file system.")
+
+    monkeypatch.setattr(Outbox, what, broken)
+    caplog.clear()
+    with ArtifactUploader("run", sink=store.uri) as uploader:
+        assert uploader.upload_checkpoint(checkpoint, "checkpoint"), uploader.errors
+    assert store.files()["checkpoint/config.json"] == b"newer"
+    assert "would land over it: `stagesink outbox rm" in caplog.text
+
+
 def sync(outbox: Outbox) -> list[str]:
     with Sync(outbox, lambda uri: open_sink_again(load_config(), uri), TransferOptions(attempts=1)) as run:
         return [outcome.status for outcome in run.run()]

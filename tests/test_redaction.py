@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagesink.redaction import secrets_of, shows_secret, without_secrets, without_secrets_in
+from stagesink.redaction import hide_in_logs, secrets_of, shows_secret, without_secrets, without_secrets_in
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,28 @@ def test_an_exception_that_quotes_any_signed_url_is_recognised(name):
     error.__cause__ = OSError(f"Max retries exceeded with url: /bucket/a%20b?part=1&{name}=0abc%3D (Caused by nothing)")
     assert shows_secret(error, ())
     assert not shows_secret(ValueError(f"no query: {name}=0abc"), ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"PUT /bucket/key?partNumber=1&X-Amz-Signature=0ABC HTTP/1.1" 200 0',
+        r"https://host/c/b?sv=1\u0026sr=b\u0026sig=0ABC",
+        "Location: https%3A%2F%2Fhost%2Fb%3Fsv%3D1%26sig%3D0ABC",
+        "{'X-Amz-Signature': '0ABC', 'x-amz-security-token': b'0ABC'}",
+    ],
+)
+def test_others_log_no_signature(text, caplog):
+    caplog.set_level("DEBUG")
+    log = logging.getLogger("somebody.elses")
+    hide_in_logs(log.name)
+    log.debug("%s", text)
+    assert "0ABC" not in caplog.text
+    assert "***" in caplog.text
+    assert log.filter(logging.LogRecord(log.name, logging.DEBUG, "", 1, "its handler tells that: %d", ("no",), None))
+
+
+@pytest.mark.parametrize("piece", ["?", "?a", "%3F", "?sig", "signature "])
+def test_a_long_text_takes_no_time(piece):
+    """Quadratic, each of these would take minutes."""
+    assert not shows_secret(ValueError(piece * 50_000), ())

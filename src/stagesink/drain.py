@@ -334,7 +334,7 @@ class _Drain:
                 upload.keep()
         uploaders = background.uploaders_here()
         for uploader in uploaders:
-            uploader.flush(max(0.0, lands_until - time.monotonic()))
+            uploader.flush(max(0.0, lands_until - time.monotonic()), waits_for_others=False)
         while self.uploads and notice.is_on and time.monotonic() < lands_until:
             time.sleep(0.05)  # they go on, in threads of their callers
         for upload in list(self.uploads) if notice.is_on else ():

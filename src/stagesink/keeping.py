@@ -201,24 +201,38 @@ class Keeper:
 
         outbox = self.outbox
         with ExitStack() as claims:
-            replaced: list[str] = []
+            replaced: list[Row] = []
             for plan, row in older:
                 if row.path == plan.place and not plan.adds:
-                    if claims.enter_context(outbox.claim(row.id, timeout=options.budget)) is not None:
-                        replaced.append(row.id)
-                    elif outbox.entry(row.id) is not None:
+                    try:
+                        claimed = claims.enter_context(outbox.claim(row.id, timeout=options.budget))
+                        held = claimed is None and outbox.entry(row.id) is not None
+                    except OutboxError as error:
+                        _warn_of(row, error)
+                        continue
+                    if held:
                         raise _held(row)
+                    if claimed is not None:
+                        replaced.append(row)
                     continue
                 # What waits may know the run by a name from before its server knew it.
                 landing = Sync(outbox, lambda uri: sink, options, run_of=partial(_named, plan.run_id))
-                for outcome in landing.land([row], wait=options.budget):
+                try:
+                    outcomes = list(landing.land([row], wait=options.budget))
+                except OutboxError as error:
+                    _warn_of(row, error)
+                    continue
+                for outcome in outcomes:
                     if outcome.status == "held":
                         raise _held(row)
                     if outcome.error is not None and can_wait(outcome.error):
                         raise outcome.error  # what can never land stops nobody
             yield
-            for entry_id in replaced:
-                outbox.remove(entry_id, for_good=True)  # it would land over the newer one
+            for row in replaced:
+                try:
+                    outbox.remove(row.id, for_good=True)
+                except OutboxError as error:
+                    _warn_of(row, error)
 
     def _older(self, plans: Sequence[Plan], sink: ArtifactSink) -> list[tuple[Plan, Row]]:
         """Return what waits for the same places as each plan."""
@@ -243,6 +257,24 @@ class Keeper:
 
         uploader = background_uploader(self.outbox)
         return [uploader.submit(entry, open_sink, options, closes=closes) for entry in entries]
+
+    def have_landed(self, entry_ids: Sequence[str], timeout: float | None) -> bool:
+        """Try entries again that failed, and tell whether none of them waits any more."""
+        if not entry_ids:
+            return True
+        from stagesink.outbox.background import background_uploader
+
+        waiting = [entry_id for entry_id in entry_ids if self.outbox.is_there(entry_id)]
+        if waiting:
+            background_uploader(self.outbox).flush(timeout)
+        return not any(map(self.outbox.is_there, waiting))
+
+
+def _warn_of(row: Row, error: OutboxError) -> None:
+    _log.warning(
+        "%s What waits there for %s since before this upload would land over it: `stagesink outbox rm %s` removes it.",
+        *(error, row.path, row.id),
+    )
 
 
 def _why(error: Exception) -> str:

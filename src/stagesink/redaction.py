@@ -15,9 +15,13 @@ _USER = re.compile(r"[^/?#]*@")
 _CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")  # `abfs://container@account` holds no user
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)  # SAS signatures and tokens live there
-_SIGNED = re.compile(r"\?[^\s'\"<>]*\b(?:x-amz-signature|x-goog-signature|signature|sig)=[^\s'\"<>]+", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"(?:\?|%3F)(?:(?!%3F)[^\s'\"<>?])*?(?<![a-z_-])(?:x-amz-signature|x-goog-signature|signature|sig)(?:=|%3D)"
+    r"[^\s'\"<>]+",
+    re.IGNORECASE,
+)  # from one question mark to the next: a text of nothing else takes no longer than another
 _SENT = re.compile(
-    r"(x-amz-security-token['\"]?:\s*b?['\"]?|signature[=:]\s*)[^'\"\s,]+", re.IGNORECASE
+    r"((?:x-amz-security-token|signature)['\"]?\s*[=:]\s*b?['\"]?)[^'\"\s,]+", re.IGNORECASE
 )  # as headers are printed, in the canonical request, and what follows "Signature:"
 
 _SECRET_NAME = re.compile(r"key|secret|token|pass|sas|cred|connection_string|auth", re.IGNORECASE)
@@ -108,7 +112,10 @@ def hide_in_logs(*names: str) -> None:
 
 
 def _without_signatures(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
+    try:
+        text = record.getMessage()
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return True  # its handler says that it cannot be formatted
     shown = _SENT.sub(r"\1***", _SIGNED.sub("?***", text))
     if shown != text:
         record.msg, record.args = shown, ()

@@ -116,6 +116,7 @@ class ArtifactUploader:
         self.receipts: list[Receipt] = []
         self.errors: list[StagesinkError] = []
         self.handles: list[Future[tuple[Receipt, ...]]] = []
+        self._kept_as: dict[Future[tuple[Receipt, ...]], str] = {}
         self._given_run_id = run_id
         self._given_sink = os.fspath(sink) if isinstance(sink, os.PathLike) else sink
         self._given_storage_options = storage_options
@@ -162,15 +163,23 @@ class ArtifactUploader:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait for what this uploader uploads in the background, and tell whether all of it has landed.
 
+        What failed before is tried again now. What a newer upload to the same place has replaced counts as landed with
+        that one.
+
         Parameters
         ----------
         timeout : float, optional
             Seconds; None waits as long as it takes. What has not landed then is still kept, and still on its way.
         """
         self._leave_to_parent()
+        until = None if timeout is None else time.monotonic() + timeout
         with interrupts_whole():
             waited = wait_for(self.handles, timeout)
-        return not waited.not_done and all(handle.exception() is None for handle in waited.done)
+        if waited.not_done:
+            return False
+        failed = [self._kept_as[handle] for handle in waited.done if handle.exception() is not None]
+        left = None if until is None else max(0.0, until - time.monotonic())
+        return self._keeper.have_landed(failed, left)
 
     @contextmanager
     def guard(self, what: str) -> Iterator[None]:
@@ -571,11 +580,14 @@ class ArtifactUploader:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self.handles.clear()
+            self._kept_as.clear()
 
     def _land_later(self, entries: Sequence[Entry]) -> list[Future[tuple[Receipt, ...]]]:
         given = self.sink is self._given_sink
         opener = (lambda: self.sink) if given else self._opener
-        return self._keeper.upload_later(entries, opener, self.options, closes=not given)
+        handles = self._keeper.upload_later(entries, opener, self.options, closes=not given)
+        self._kept_as.update(zip(handles, (entry.id for entry in entries), strict=True))
+        return handles
 
     def _kept_on_a_signal(self, plans: list[Plan], kept: list[Entry]) -> AbstractContextManager[None]:
         """Have the plans kept when a signal comes that ends this process, in ``kept`` too if the block fails then."""

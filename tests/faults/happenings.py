@@ -58,8 +58,8 @@ def wire(fault: Fault, *, path: str = "model.bin", **others: Fault) -> Happening
     return _on_the_way(fault, others, ALWAYS, "", path)
 
 
-def once(fault: Fault, *, method: str = "PUT", path: str = "", **others: Fault) -> Happening:
-    """Let a fault meet one request."""
+def once(fault: Fault, *, method: str = "PUT", path: str = "model.bin", **others: Fault) -> Happening:
+    """Let a fault meet one request: one that puts a file, where nothing else is said."""
     return _on_the_way(fault, others, 1, method, path)
 
 

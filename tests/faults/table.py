@@ -143,6 +143,8 @@ ROWS: tuple[Row, ...] = (
     net("the connection ends in the middle of a file, every time", wire(CutRequest(5_000)), kept("broke")),
     net("a reply is cut short, once", once(TruncateReply(), method=""), lands()),
     net("a reply is lost after the bytes had arrived, once", once(DropReply()), lands()),
+    net("the reply to the manifest is lost after the commit, once", once(DropReply(), path="manifest.json"), lands()),
+    net("the first reply of all is lost, to a note for other writers", once(DropReply(), path=""), lands()),
     net("every reply is lost after the bytes had arrived", wire(DropReply()), kept("broke")),
     net("answers come byte by byte", wire(Drip(0.001), path=""), lands()),
     net("the store answers 503, once", once(Answer(503, retry_after=0)), lands()),

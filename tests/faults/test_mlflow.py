@@ -201,7 +201,7 @@ def test_a_reply_lost_after_the_bytes_had_arrived_sends_nothing_twice(
 def test_a_timeout_after_the_bytes_had_arrived_sends_nothing_twice(
     proxy: FaultProxy, uri: str, run_id: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     sink = MlflowSink(uri)
     proxy.plan(Stall(served=True), method="PUT", path="metrics.json")
     (receipt,) = Transfer(sink, QUICK).run(plan_file(run_id, "metrics.json", file))

@@ -300,6 +300,40 @@ def test_flush_waits_for_what_another_process_is_at(
     other.close()
 
 
+def test_flush_of_one_uploader_tells_what_has_landed_since(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.take_away()
+    uploader = ArtifactUploader("run", sink=store.uri, background=True, attempts=1)
+    assert uploader.upload_file(__file__, "file")
+    assert not uploader.flush(60)
+    store.bring_back()
+    assert uploader.flush(60)
+    assert uploader.handles[0].exception() is not None  # it tells of the first attempt
+    assert store.files() == {"file": Path(__file__).read_bytes()}
+
+
+def test_a_failure_after_another_process_was_at_it_is_the_first_one(
+    gate: Gate,
+    background: BackgroundUploader,
+    outbox: Outbox,
+    settings: OutboxSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stagesink.outbox.background._HELD_WAIT", 0.01)
+    other = Outbox(settings)
+    entry, adds = outbox.keep(plan("f"), gate.uri, quick=True), outbox.keep(plan("f", adds=True), gate.uri, quick=True)
+    with other.claim(entry.id):
+        background.submit(entry, lambda: gate, ONCE, closes=False)
+        background.submit(adds, lambda: gate, ONCE, closes=False)
+        assert not background.flush(0.5)
+        (job,) = [job for job in background._all() if job.entry.id == entry.id]
+        assert job.attempts > 3
+        assert job.failures == 0
+    gate.open_.set()
+    assert background.flush(60)  # what goes behind it is waited for, too
+    other.close()
+
+
 def test_nothing_stays_of_uploads_that_are_done(submit: Submit, gate: Gate, background: BackgroundUploader) -> None:
     """Not their jobs, and so not their entries, plans and futures: a training may hand over thousands."""
     gate.open_.set()

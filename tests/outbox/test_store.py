@@ -25,6 +25,7 @@ from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.transfer import plan_packed_tree, plan_tree
 from stagesink.transfer.plan import Plan, PlannedObject
+from stagesink.transfer.share import Share
 
 SINK = "file:/somewhere"
 
@@ -279,6 +280,36 @@ def test_no_more_is_held_than_what_gives_way(
     outbox.keep(plan_tree("run", "checkpoint-3", checkpoint), SINK, stage="training", slot="checkpoint")
     assert held == [oldest.id]
     assert [row.path for row in outbox.rows()] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_another_ranks_share_of_the_same_checkpoint_does_not_give_way(
+    settings: OutboxSettings, checkpoint: Path, tmp_path: Path
+) -> None:
+    outbox = Outbox(replace(settings, max_bytes=3 << 20))
+
+    def keep(rank: int, path: str = "checkpoint") -> Entry:
+        plan = replace(plan_tree("run", path, checkpoint), share=Share(rank, 2, "step 1"))
+        return outbox.keep(plan, SINK, stage="training", slot="checkpoint")
+
+    first = keep(0)
+    with pytest.raises(OutboxFull):
+        keep(1)
+    assert outbox.entries() == [first]
+    later = keep(0, "checkpoint-2")  # its own does
+    assert outbox.entries() == [later]
+
+
+def test_the_names_of_a_new_outbox_reach_the_disk(
+    settings: OutboxSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[str] = []
+    monkeypatch.setattr("stagesink.outbox.store.settle", settled.append)
+    path = tmp_path / "not" / "there" / "outbox"
+    Outbox(replace(settings, path=str(path)))
+    assert {str(tmp_path), str(tmp_path / "not"), str(path.parent), str(path)} <= set(settled)
+    settled.clear()
+    Outbox(replace(settings, path=str(path)))
+    assert settled == []
 
 
 def test_what_lands_just_now_is_not_thrown_away(settings: OutboxSettings, checkpoint: Path) -> None:

@@ -19,6 +19,7 @@ from stagesink.outbox.settings import OutboxSettings
 from stagesink.outbox.store import Outbox
 from stagesink.outbox.sync import Outcome, Sync
 from stagesink.sinks import ArtifactSink, open_sink
+from stagesink.sinks.memory import MemorySink
 from stagesink.testing import FaultySink, fails
 from stagesink.transfer import Transfer, TransferOptions, plan_file, plan_packed_tree, plan_tree
 from stagesink.transfer.plan import Plan
@@ -206,10 +207,40 @@ def test_what_was_written_through_a_link_does_away_with_nothing_that_landed_befo
     (checkpoint / "empty").write_text("not any more")
     entry = outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri, quick=True)
     (checkpoint / "model.bin").write_bytes(b"the next one, half of it")
-    if "link" in {file.how for file in entry.files}:  # no reflinks on this disk
-        assert statuses(synced(outbox)) == [("checkpoint", "failed")]
-        assert store.files() == before
-        assert (store.folder / "run" / "checkpoint.manifest.json").is_file()
+    if "link" not in {file.how for file in entry.files}:
+        pytest.skip("this disk has reflinks, and so no links")
+    assert statuses(synced(outbox)) == [("checkpoint", "failed")]
+    assert store.files() == before
+    assert (store.folder / "run" / "checkpoint.manifest.json").is_file()
+
+
+def test_one_that_is_lost_stops_nobody_before_it(outbox: Outbox, store: Store, tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        outbox.keep(file_plan(tmp_path, "metrics.json", text), store.uri)
+    lost = [outbox.keep(file_plan(tmp_path, "metrics.json", text), store.uri) for text in ("third", "fourth")]
+    (lost[0].folder / "plan.json").write_bytes(b"{")
+    Path(lost[1].place(lost[1].files[0])).write_bytes(b"FOURTH")
+    assert statuses(synced(outbox)) == [
+        *[("metrics.json", "failed")] * 2,
+        ("metrics.json", "landed"),
+        ("metrics.json", "superseded"),
+    ]
+    assert store.files() == {"metrics.json": b"second"}
+    assert [row.id for row in outbox.rows()] == [entry.id for entry in lost]
+    assert statuses(synced(outbox)) == [("metrics.json", "failed")] * 2
+    assert store.files() == {"metrics.json": b"second"}
+
+
+def test_a_defect_of_a_sink_stops_nobody_else(outbox: Outbox, store: Store, tmp_path: Path) -> None:
+    outbox.keep(plan_tree("run", "a", _folder(tmp_path / "a", "a.txt")), "broken://store")
+    outbox.keep(file_plan(tmp_path, "b.txt", "b"), store.uri)
+
+    def opened(uri: str) -> ArtifactSink:
+        error = ZeroDivisionError("a defect")
+        return FaultySink(MemorySink("broken"), fails("put", error)) if uri.startswith("broken") else open_sink(uri)
+
+    assert statuses(synced(outbox, opened)) == [("a", "failed"), ("b.txt", "landed")]
+    assert [(row.path, row.attempts) for row in outbox.rows()] == [("a", 1)]
 
 
 def test_an_index_that_lies_sends_nothing_to_another_place(

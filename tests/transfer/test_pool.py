@@ -106,10 +106,20 @@ def test_of_small_ones_that_are_known_to_wait_still_more_run_at_once(workers: in
     run_jobs(jobs, workers=workers, cancel=threading.Event(), answer=0.05)
 
 
-@pytest.mark.parametrize(("jobs", "at_once"), [(10, 10), (74, 37), (201, 67)])
-def test_small_ones_that_wait_go_in_full_rounds(jobs: int, at_once: int) -> None:
-    together = threading.Barrier(at_once, timeout=60)  # the last round passes only when it is a full one
-    run_jobs([(1, lambda: void(together.wait()))] * jobs, workers=8, cancel=threading.Event(), answer=0.05)
+@pytest.mark.parametrize(("large", "small", "threads"), [(0, 10, 10), (0, 74, 37), (0, 201, 67), (2, 72, 38)])
+def test_small_ones_that_wait_go_in_full_rounds(large: int, small: int, threads: int) -> None:
+    there, all_there = set(), threading.Event()
+
+    def job() -> None:
+        there.add(threading.get_ident())
+        if len(there) >= threads:
+            all_there.set()
+        all_there.wait(60)
+        time.sleep(0.05)
+
+    jobs = [(LARGE, job)] * large + [(1, job)] * small
+    run_jobs(jobs, workers=8, cancel=threading.Event(), answer=0.05)
+    assert len(there) == threads
 
 
 def test_a_slow_first_job_on_a_store_that_is_near_hires_nobody() -> None:

@@ -81,7 +81,7 @@ class Artifacts:
         Seconds: when a signal ends the process, the first upload has made it land or keep what is under way until then,
         as :func:`stagesink.install_drain` does. None leaves signals alone.
     workers : int
-        Large objects in flight at once; of small ones as many as get most done, up to 64. 1 means one.
+        Large objects in flight at once; of small ones as many as get most done, up to 72. 1 means one.
     retries : Retries
     verify : {"auto", "full", "size", "none"}
     pack : {"none", "tar.gz", "tar.zst"}

@@ -35,6 +35,7 @@ _log = logging.getLogger("stagesink")
 
 _FIRST_WAIT = 5.0  # seconds until what failed is tried again, doubled each time
 _LONGEST_WAIT = 300.0
+_OUTLIVED_SECONDS = 60.0  # behind a deadline: a process that is still there was not taken away
 _HELD_WAIT = 1.0  # seconds until what another process is at is looked at again
 _EXIT_SECONDS = 600.0  # how long a process that ends waits for what was never tried
 _LOOK_SECONDS = 0.2
@@ -65,10 +66,11 @@ class _Job:
     size: int
     future: Future[Receipts] = field(default_factory=Future)
     attempts: int = 0
+    failures: int = 0
     not_before: float = 0.0
     settled: bool = False
     held: bool = False
-    """Another process was at it at the last attempt."""
+    """Another process was at it, or at what goes before it, at the last attempt."""
 
     @property
     def age(self) -> tuple[float, str]:
@@ -144,7 +146,7 @@ class BackgroundUploader:
             _answer(job, OutboxError(why, hint="`stagesink sync` uploads it."))
         return job.future
 
-    def flush(self, timeout: float | None = None) -> bool:
+    def flush(self, timeout: float | None = None, *, waits_for_others: bool = True) -> bool:
         """Wait until everything was tried, and tell whether all of it has landed.
 
         What failed before is tried again now, and what another process is at is waited for. What is handed over
@@ -153,7 +155,9 @@ class BackgroundUploader:
         Parameters
         ----------
         timeout : float, optional
-            Seconds; None waits as long as it takes.
+            Seconds; None waits as long as it takes, other processes too.
+        waits_for_others : bool
+            False leaves what another process is at to that one.
         """
         with interrupts_whole(), self._changed:
             before = [(job, job.attempts) for job in self._all()]
@@ -161,7 +165,8 @@ class BackgroundUploader:
             self._changed.wait_for(
                 lambda: (
                     all(
-                        (job.attempts > attempts and not job.held) or job not in self._all() for job, attempts in before
+                        (job.attempts > attempts and not (job.held and waits_for_others)) or job not in self._all()
+                        for job, attempts in before
                     )
                     or not self._lanes
                 ),
@@ -296,12 +301,14 @@ class BackgroundUploader:
         return max(0.05, min(due) - time.monotonic()) if due else None
 
     def _put_back(self, job: _Job, outcome: Outcome) -> None:
-        wait = _HELD_WAIT if job.held else min(_FIRST_WAIT * 2 ** min(job.attempts - 1, 10), _LONGEST_WAIT)
+        job.failures += not job.held
+        wait = _HELD_WAIT if job.held else min(_FIRST_WAIT * 2 ** min(job.failures - 1, 10), _LONGEST_WAIT)
         job.not_before = time.monotonic() + wait
         self._jobs.append(job)
         for other in self._jobs:
             if other.entry.upload.adds and other.waits_for(job):  # it is not tried before this one has landed
                 other.attempts += 1
+                other.held = job.held
                 other.not_before = job.not_before
                 if outcome.error is not None:
                     _answer(other, outcome)
@@ -473,7 +480,8 @@ def uploaders_here() -> list[BackgroundUploader]:
 def flush(timeout: float | None = None) -> bool:
     """Wait for all that this process uploads in the background, and tell whether it has landed.
 
-    What failed before is tried again now. What has not landed then is still kept, and still on its way.
+    What failed before is tried again now, and what another process is at is waited for. What has not landed then is
+    still kept, and still on its way.
 
     Parameters
     ----------
@@ -507,7 +515,7 @@ def hurry(until: float) -> None:
 def give_up() -> None:
     """End the hurry: a process that ends waits for nothing any more. For signal handlers: it takes no lock."""
     global _hurry_until
-    _hurry_until = 0.0
+    _hurry_until = time.monotonic()
 
 
 def before_threads_end(call: Callable[[], None]) -> bool:
@@ -524,7 +532,9 @@ def before_threads_end(call: Callable[[], None]) -> bool:
 
 
 def _until() -> float:
-    return math.inf if _hurry_until is None else _hurry_until
+    """Return how long a process that ends may wait; a notice that it has outlived counts no more."""
+    until = _hurry_until
+    return math.inf if until is None or time.monotonic() > until + _OUTLIVED_SECONDS else until
 
 
 def _in_a_hurry() -> bool:

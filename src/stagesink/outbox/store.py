@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import posixpath
 import secrets
 import shutil
 import time
@@ -407,6 +408,7 @@ class Outbox:
 
     def _make(self) -> None:
         """Make the folder for this user alone, and refuse one that another user could have laid out."""
+        new = [each for each in (self._entries, self.path, *self.path.parents) if not each.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self._entries, self.path / _CLAIMS):
@@ -424,6 +426,8 @@ class Outbox:
             if not ignore.exists():
                 with suppress(FileExistsError):  # another process was the quicker one
                     _write(ignore, b"*\n", sync=False)
+            for folder in new:
+                settle(str(folder.parent))  # else a power cut may take them with all that was kept
         except OSError as error:
             self._refuse(error)
 
@@ -629,9 +633,11 @@ def _same_slot(row: Row, entry: Entry) -> bool:
     """Tell whether the new entry does for the old one: the same destination, or a newer checkpoint of the same slot."""
     if (row.store, row.run_id) != (entry.store, entry.run_id) or row.adds:
         return False
-    return row.path == entry.path or (
-        entry.slot is not None and entry.upload.kind != "file" and (row.stage, row.slot) == (entry.stage, entry.slot)
-    )
+    if row.path == entry.path:
+        return True
+    if entry.upload.share is not None and posixpath.basename(row.path) != posixpath.basename(entry.path):
+        return False  # another rank's share, maybe of the same checkpoint: without it that one never is whole
+    return entry.slot is not None and entry.upload.kind != "file" and (row.stage, row.slot) == (entry.stage, entry.slot)
 
 
 def _sources_of(plan: Plan) -> tuple[list[tuple[str, Source, int]], Packed | None]:

@@ -3,8 +3,9 @@
 Any number of processes may do it at once: each entry is landed by whoever holds its claim. It is removed once its
 manifest is there; killed before that, the next one finds the manifest and sends nothing again. So each lands once.
 
-Order is kept where it matters: of several uploads to one place only the newest is sent, and whoever lands it holds the
-older ones too; what touches some of the same objects waits for what was there before it.
+Order is kept where it matters: of several uploads to one place only the newest is sent, or the one before it where that
+is lost or damaged here, and whoever lands it holds the older ones too; what touches some of the same objects waits for
+what was there before it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,20 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from stagesink.artifacts import Receipt
-from stagesink.errors import OutboxError, SinkAuthError, SourceError, StagesinkError, TransferError, TransientSinkError
+from stagesink.errors import (
+    OutboxError,
+    SinkAuthError,
+    SourceError,
+    StagesinkError,
+    TransferCancelled,
+    TransferError,
+    TransientSinkError,
+)
 from stagesink.manifest import ManifestEntry
 from stagesink.outbox.entry import Entry, overlap
 from stagesink.outbox.index import Row
 from stagesink.outbox.store import Outbox
+from stagesink.sinks._backend_errors import translating
 from stagesink.sinks.protocol import ArtifactSink, host_of_sink
 from stagesink.transfer import Plan, ProgressCallback, Transfer, TransferOptions
 
@@ -116,7 +126,8 @@ class Sync:
         urgent : bool
             The small and valuable first instead: there may not be time for all.
         """
-        rows = _newest([row for row in self._outbox.rows() if wanted(row)])
+        waiting = [row for row in self._outbox.rows() if wanted(row)]
+        rows = _newest(waiting)
         if urgent:
             late = _later(rows)
             rows.sort(key=lambda row: (row.id in late, *(() if row.id in late else (row.priority, row.bytes))))
@@ -133,10 +144,19 @@ class Sync:
             for outcome in self.land(ready):
                 if outcome.status in ("failed", "held"):
                     stuck.add(outcome.row)
-                    waits.append(outcome.row)
+                    waits.append(outcome)
                 yield outcome
-            for row in waits:
-                self._own(row)
+            for outcome in waits:
+                self._own(outcome.row)
+                yield from self._land_older(outcome, [row for row in waiting if row not in rows])
+
+    def _land_older(self, outcome: Outcome, left_out: Sequence[Row]) -> Iterator[Outcome]:
+        """Land what one that is lost or damaged here was to replace: it is the newest that there is."""
+        before = [row for row in left_out if _place(row) == _place(outcome.row) and _age(row) < _age(outcome.row)]
+        outcomes = [outcome]
+        while before and outcomes and outcomes[0].status == "failed" and _is_lost(outcomes[0].error):
+            outcomes = list(self.land([before.pop()]))
+            yield from outcomes
 
     def land(self, rows: Sequence[Row], *, wait: float = 0.0) -> Iterator[Outcome]:
         """Land some entries of one sink and run that touch different objects, and yield what came of each.
@@ -180,7 +200,7 @@ class Sync:
                 places.setdefault(each.path, []).append(each)
         for row in rows:
             same = () if row.adds else places.get(row.path, ())
-            yield row, [old for old in same if (old.created, old.id) < (row.created, row.id)]
+            yield row, [old for old in same if _age(old) < _age(row)]
 
     def _land(self, held: list[_Held]) -> Iterator[Outcome]:
         try:
@@ -199,13 +219,18 @@ class Sync:
         transfer = Transfer(sink, self._options, progress=self._progress, on_landed=journal.note)
         receipts: tuple[Receipt, ...] = ()
         failure: TransferError | None = None
+        what = held[0].row.path if len(held) == 1 else f"{len(held)} kept uploads"
         try:
-            if len(held) == 1:
-                receipts = transfer.run(plans[held[0].row.id])
-            else:
-                receipts = transfer.run_all(list(plans.values()), f"{len(held)} kept uploads")
-        except TransferError as error:
-            receipts, failure = error.receipts, error
+            with translating(f"{what} could not be uploaded"):  # a defect of somebody's sink must not stop the others
+                if len(held) == 1:
+                    receipts = transfer.run(plans[held[0].row.id])
+                else:
+                    receipts = transfer.run_all(list(plans.values()), what)
+        except TransferCancelled:
+            raise
+        except StagesinkError as error:
+            failure = error if isinstance(error, TransferError) else TransferError((), {what: error})
+            receipts = failure.receipts
             journal.write()
         for each in held:
             row = each.row
@@ -301,12 +326,26 @@ def _check(row: Row, entry: Entry) -> None:
     entry.check()
 
 
+def _place(row: Row) -> Place:
+    return row.store, row.run_id, row.path
+
+
+def _age(row: Row) -> tuple[float, str]:
+    return row.created, row.id
+
+
+def _is_lost(error: StagesinkError | None) -> bool:
+    """Tell whether an entry failed because of its own bytes: no store, and no later time, would make it land."""
+    why = error.failures.values() if isinstance(error, TransferError) else [error]
+    return all(isinstance(each, SourceError | OutboxError) for each in why)
+
+
 def _newest(rows: list[Row]) -> list[Row]:
     """Leave out what a newer upload to the same place replaces as a whole."""
     found: list[Row] = []
     replaced: set[Place] = set()
     for row in reversed(rows):
-        place = (row.store, row.run_id, row.path)
+        place = _place(row)
         if place not in replaced:
             found.append(row)
         if not row.adds:

@@ -419,9 +419,10 @@ def _activate(run_id: str) -> bool:
 
 
 def _deactivate(run_id: str) -> None:
-    """Let go of the run without a word to the server.
+    """Let go of the run without an end on the server.
 
-    MLflow's own end writes a time of its own, for a run that had ended long ago too, and for one that goes on.
+    MLflow's own end writes a time of its own, for a run that had ended long ago too, and for one that goes on. What it
+    does besides, to hand over what was logged with ``synchronous=False``, is done.
     """
     import mlflow
     from mlflow.tracking import fluent
@@ -429,17 +430,20 @@ def _deactivate(run_id: str) -> None:
     active = mlflow.active_run()
     if active is None or active.info.run_id != run_id:
         return  # code in the block has ended it, or left another one open
+    getattr(mlflow, "flush_async_logging", lambda: None)()  # not there before MLflow 2.10
     theirs, ours = fluent.MlflowClient, threading.get_ident()
+    leaving = True
 
     class Silent(theirs):  # type: ignore[misc,valid-type]
         def set_terminated(self, *arguments: Any, **named: Any) -> None:
-            if threading.get_ident() != ours:
+            if not leaving or threading.get_ident() != ours:
                 super().set_terminated(*arguments, **named)
 
-    fluent.MlflowClient = Silent
     try:
+        fluent.MlflowClient = Silent
         mlflow.end_run()
     finally:
+        leaving = False
         fluent.MlflowClient = theirs
 
 

@@ -23,6 +23,12 @@ from stagesink.sinks.mlflow.patience import trying_once
 from stagesink.sinks.protocol import OnBytes
 from stagesink.streams import chunks
 
+_LOGGERS = tuple(
+    f"mlflow.store.artifact.{name}_artifact_repo"
+    for name in ("http", "cloud", "databricks", "databricks_sdk", "dbfs", "optimized_s3", "azure_data_lake")
+)
+"""Those that tell of uploads to signed URLs, or that one failed."""
+
 
 class ClientRoot:
     """The artifacts of one run, by ``MlflowClient``'s ``log_artifact``, ``list_artifacts`` and ``download_artifacts``.
@@ -45,7 +51,7 @@ class ClientRoot:
         self._client = client
         self._run_id = run_id
         self._address = address
-        hide_in_logs("mlflow.store.artifact.http_artifact_repo")
+        hide_in_logs("urllib3.connectionpool", *_LOGGERS)
         self._proxied = proxied
 
     @property

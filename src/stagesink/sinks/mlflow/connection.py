@@ -78,7 +78,7 @@ def secrets(address: Address, environ: Mapping[str, str] = os.environ) -> frozen
         found.add(_credentials_file().get("mlflow_tracking_password", ""))
     if address.login is not None:
         found |= {address.login[1], unquote(address.login[1])}
-    with suppress(SinkAuthError, ConfigError):
+    with suppress(SinkAuthError, ConfigError, UnicodeError):
         if sent := _authorization(address, environ):
             found.add(sent.partition(" ")[2])
     return frozenset(secret for secret in found if len(secret) >= 4)
