@@ -6,6 +6,7 @@ import itertools
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,7 @@ class Torture:
         clients = {
             name: _Client(self._phase(phase, name), name, self.seed) for name in dict.fromkeys(self.store.clients)
         }
-        row.boundaries = max(len(client.names) for client in clients.values())
+        row.boundaries = sum(len(client.names) for client in clients.values())
         hit: set[tuple[str, int]] = set()
         plans = {name: client.kills() for name, client in clients.items()}
         for name in itertools.cycle(self.store.clients):
@@ -183,7 +184,9 @@ class _Client:
             if moment != "torn" or name in _TEARABLE
         ]
         self._random.shuffle(moments)
-        walk = itertools.cycle(moments)
+        passes: dict[int, Iterator[int]] = defaultdict(itertools.count)
+        # Each call at one of its moments, then each at another: so all are hit as soon as can be.
+        walk = itertools.cycle(sorted(moments, key=lambda moment: next(passes[moment[0]])))
         random = self._random
         for number in itertools.count():
             if number % 5 < 3:
