@@ -108,6 +108,7 @@ def _overhead(runs: int, room: Path, source: Path, times: int) -> dict[str, list
             ):
                 if "wait" in name:
                     _keep(source.parent / "one", "waiting", str(room / "elsewhere"), _WAITING)
+                    os.sync()  # else the disk is busy with those
                 store = room / f"store-{source.name}-{number}"
                 took = _upload(source, f"run-{run}", f"file:{store}", times)
                 forget(store)

@@ -152,7 +152,15 @@ class Index:
 
     def rows(self) -> list[Row]:
         """Return all entries, oldest first."""
-        found = self._ask(f"SELECT {', '.join(_COLUMNS)} FROM entry ORDER BY created, id")
+        return self._rows()
+
+    def rows_of(self, store: tuple[str, str], run_ids: Iterable[str]) -> list[Row]:
+        """Return the entries that go to some runs of one store, oldest first."""
+        runs = tuple(run_ids)
+        return self._rows(f"WHERE sink = ? AND host = ? AND run_id IN ({', '.join('?' * len(runs))})", (*store, *runs))
+
+    def _rows(self, which: str = "", values: tuple[object, ...] = ()) -> list[Row]:
+        found = self._ask(f"SELECT {', '.join(_COLUMNS)} FROM entry {which} ORDER BY created, id", values)
         return [Row(**{**dict(zip(_COLUMNS, row, strict=True)), "adds": bool(row[5])}) for row in found]
 
     def failed(self, entry_id: str, why: str) -> None:

@@ -265,7 +265,8 @@ class Outbox:
     def waiting_for(self, sink_uri: str, run_id: str, path: str, host: str = "") -> list[Row]:
         """Return what waits to land at ``path``, inside it, or around it; oldest first."""
         store, names = (bare_uri(sink_uri), host), self.runs.names_of(run_id, sink_uri)
-        return [row for row in self.rows() if row.store == store and row.run_id in names and overlap(row.path, path)]
+        rows = self._reconciled(lambda: self._index.rows_of(store, names))
+        return [row for row in rows if overlap(row.path, path)]
 
     # -- landing -----------------------------------------------------------------------------------------------------
 
@@ -388,7 +389,7 @@ class Outbox:
     def gc(self) -> int:
         """Remove what killed processes have left half-made, and return how many bytes that was."""
         freed = 0
-        ids = {folder.name[1:] for folder in self._folders(hidden=True)}
+        ids = {name[1:] for name in self._names() if name.startswith(".")}
         for entry_id in {*ids, *self._claimed()}:
             lock = self._lock(entry_id)
             try:
@@ -408,7 +409,8 @@ class Outbox:
 
     def _make(self) -> None:
         """Make the folder for this user alone, and refuse one that another user could have laid out."""
-        new = [each for each in (self._entries, self.path, *self.path.parents) if not each.exists()]
+        wanted = () if self._entries.is_dir() else (self._entries, self.path, *self.path.parents)
+        new = [each for each in wanted if not each.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self._entries, self.path / _CLAIMS):
@@ -447,7 +449,7 @@ class Outbox:
     def _claimed(self) -> set[str]:
         """Return the ids that have a lock file and no entry."""
         claims = {each.name for each in (self.path / _CLAIMS).iterdir()}
-        return claims - {folder.name for folder in self._folders(hidden=False)}
+        return claims - set(self._names())
 
     def _forget_claim(self, entry_id: str) -> None:
         """Remove the lock file of an entry that is gone. No other will ever have its id."""
@@ -494,7 +496,7 @@ class Outbox:
                 _log.warning("%s. It is now %s, and was made anew from the entries.", error.message, aside)
 
     def _adopt(self) -> None:
-        there = {folder.name for folder in self._folders(hidden=False)}
+        there = {name for name in self._names() if not name.startswith(".")}
         known = self._index.ids()
         new = {entry_id: self._read(entry_id) for entry_id in sorted(there - known)}
         if found := [entry for entry in new.values() if isinstance(entry, Entry)]:
@@ -505,9 +507,9 @@ class Outbox:
         if gone := known - there:
             self._index.drop(gone)
 
-    def _folders(self, *, hidden: bool) -> list[Path]:
+    def _names(self) -> list[str]:
         try:
-            return [each for each in self._entries.iterdir() if each.name.startswith(".") == hidden]
+            return os.listdir(self._entries)
         except FileNotFoundError:
             return []
         except OSError as error:
