@@ -319,7 +319,7 @@ ROWS: tuple[Row, ...] = (
         syncs=2,
     ),
     in_the_background(
-        all_sinks("the backend is gone", h.away, kept("cannot be reached"), file=kept("Not a directory"))
+        all_sinks("the backend is gone", h.away, kept("cannot be reached"), file=kept("Not a directory"), large=True)
     ),
     in_the_background(net("a connection is reset, once", once(Reset()), lands())),
     in_the_background(net("a reply is lost after the bytes had arrived, once", once(DropReply()), lands())),
