@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 from faults.proxy import Answer, FaultProxy
+from fsspec import get_filesystem_class
+from fsspec.config import conf
 from outside import python
 from servers import S3Server
 from trainers import LOADED
@@ -27,6 +29,7 @@ pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import ConfigError, RunNotFound, SourceChanged, TransientSinkError
 from stagesink.sinks import ArtifactSink, open_sink, registry
+from stagesink.sinks._hosts import PROTOCOLS
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.sinks.obstore import ObstoreSink, azure, google, s3
 from stagesink.sinks.obstore.parts import PART_BYTES, part_bytes
@@ -144,6 +147,39 @@ def test_fsspec_carries_what_obstore_cannot(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert isinstance(open_sink(uri, storage_options=options), FsspecSink)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "uri", "options"),
+    [
+        ("s3", "s3://bucket", S3),
+        ("s3a", "s3://bucket", S3),
+        ("az", "az://container", AZURE),
+        ("abfs", "az://container", AZURE),
+        ("az", "abfss://container@acct.dfs.core.windows.net/a", {"account_key": "a2V5"}),
+    ],
+)
+def test_fsspec_carries_what_its_own_configuration_speaks_of(
+    protocol: str, uri: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(conf, protocol, {"default_block_size": 1})
+    assert isinstance(open_sink(uri, storage_options=options), FsspecSink)
+
+
+def test_a_variable_of_fsspecs_names_one_store_for_both_carriers() -> None:
+    program = (
+        "from stagesink.sinks import open_sink\n"
+        "sink = open_sink('s3://bucket', storage_options={'key': 'a', 'secret': 'b'})\n"
+        "print(type(sink).__name__, sink.host)\n"
+    )
+    environ = {"FSSPEC_S3_ENDPOINT_URL": "http://minio:9000", "AWS_DEFAULT_REGION": "eu-west-1"}
+    assert python(program, **environ).stdout.split() == ["FsspecSink", "http://minio:9000"]
+
+
+@pytest.mark.parametrize("scheme", PROTOCOLS)
+def test_the_names_in_fsspecs_configuration_are_those_of_the_implementation(scheme: str) -> None:
+    kind = get_filesystem_class(scheme)
+    assert set(PROTOCOLS[scheme]) == set(kind.protocol)
 
 
 def test_without_obstore_fsspec_carries(monkeypatch: pytest.MonkeyPatch) -> None:

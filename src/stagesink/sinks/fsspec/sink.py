@@ -25,7 +25,7 @@ from stagesink.errors import (
 )
 from stagesink.redaction import address_of, secrets_of, without_secrets
 from stagesink.sinks._backend_errors import made_up, translating
-from stagesink.sinks._hosts import host_of
+from stagesink.sinks._hosts import configured, host_of
 from stagesink.sinks.fsspec.clients import Clients
 from stagesink.sinks.fsspec.info import digests_of, info_of_head
 from stagesink.sinks.fsspec.reader import ObjectReader
@@ -96,7 +96,7 @@ class FsspecSink:
         self._shown = address_of(self._url)
         self._options = dict(storage_options or {})
         self.host = host_of(self._url, self._options)  # as LocatedSink has it
-        self._secrets = secrets_of(self._url, self._options)
+        self._secrets = secrets_of(self._url, {**configured(self._url), **self._options})
         self._clients = Clients(self._connect, shared=bool(getattr(kind, "async_impl", False)))
 
     @property
