@@ -23,6 +23,12 @@ KEY = "AccountName=acc;AccountKey=c2VjcmV0"
         ("az://c/x", {"connection_string": KEY}, {}, "https://acc.blob.core.windows.net"),
         ("az://c/x", {}, {"AZURE_STORAGE_CONNECTION_STRING": KEY}, "https://acc.blob.core.windows.net"),
         ("az://c/x", {}, {"AZURE_STORAGE_ACCOUNT_NAME": "acc"}, "https://acc.blob.core.windows.net"),
+        (
+            "az://c/x",
+            {"account_name": "other", "account_key": "a2V5"},
+            {"AZURE_STORAGE_CONNECTION_STRING": KEY},
+            "https://acc.blob.core.windows.net",
+        ),
         ("abfs://c/x", {"connection_string": f"{KEY};BlobEndpoint=http://h:1/acc;"}, {}, "http://h:1/acc"),
         (
             "az://c/x",

@@ -81,14 +81,11 @@ def blob_endpoint(pairs: Mapping[str, str]) -> str:
 
 
 def _azure(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    text = options.get("connection_string")
-    account = options.get("account_name")
-    if not text and not account:
-        text = environ.get("AZURE_STORAGE_CONNECTION_STRING")
-        account = environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-    if not text:
-        return f"https://{options.get('account_host') or f'{account}.blob.core.windows.net'}" if account else ""
-    return blob_endpoint(pairs_of(str(text)))
+    # A connection string goes before an account, as in adlfs, wherever either is from.
+    if text := options.get("connection_string") or environ.get("AZURE_STORAGE_CONNECTION_STRING"):
+        return blob_endpoint(pairs_of(str(text)))
+    account = options.get("account_name") or environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    return f"https://{options.get('account_host') or f'{account}.blob.core.windows.net'}" if account else ""
 
 
 def _google(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
