@@ -39,7 +39,8 @@ from stagesink.testing.azurite import Azurite
 from stagesink.testing.conformance import NAMES
 
 KEY = ArtifactKey("run", "folder/object.bin")
-S3 = {"key": "AKIA", "secret": "s3cret", "client_kwargs": {"region_name": "eu-west-1"}}
+KEYS = {"key": "AKIA", "secret": "s3cret"}
+S3 = {**KEYS, "client_kwargs": {"region_name": "eu-west-1"}}
 AZURE = {"account_name": "acct", "account_key": "a2V5"}
 
 
@@ -174,6 +175,42 @@ def test_a_variable_of_fsspecs_names_one_store_for_both_carriers() -> None:
     )
     environ = {"FSSPEC_S3_ENDPOINT_URL": "http://minio:9000", "AWS_DEFAULT_REGION": "eu-west-1"}
     assert python(program, **environ).stdout.split() == ["FsspecSink", "http://minio:9000"]
+
+
+def test_obstore_carries_the_regions_whose_hosts_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS is in parts, with a domain each, and botocore knows them."""
+    import botocore.session
+
+    carried: dict[str, bool] = {}
+    for partition in botocore.session.get_session().get_data("endpoints")["partitions"]:
+        for region in partition["regions"]:
+            monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+            carried[region] = isinstance(open_sink("s3://bucket", storage_options=KEYS), ObstoreSink)
+            assert carried[region] is (partition["dnsSuffix"] == "amazonaws.com"), region
+            elsewhere = open_sink("s3://bucket", storage_options={**KEYS, "endpoint_url": "http://localhost:1"})
+            assert isinstance(elsewhere, ObstoreSink)
+    assert carried["us-gov-west-1"]
+    assert not carried["cn-north-1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "connection"),
+    [
+        (AZURE, None),
+        (AZURE, "AccountName=other;AccountKey=a2V5"),
+        ({**AZURE, "connection_string": "AccountName=third;AccountKey=a2V5"}, "AccountName=other;AccountKey=a2V5"),
+    ],
+)
+def test_the_host_is_that_of_the_account_which_both_carriers_use(
+    options: dict[str, Any], connection: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if connection is not None:
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    by_obstore, by_fsspec = open_sink("az://container", storage_options=options), FsspecSink("az://container", options)
+    assert isinstance(by_obstore, ObstoreSink)
+    with by_fsspec._client() as fs:
+        assert fs.service_client.url.rstrip("/") == by_fsspec.host
+    assert by_obstore._settings.endpoint == by_obstore.host == by_fsspec.host
 
 
 @pytest.mark.parametrize("scheme", PROTOCOLS)
