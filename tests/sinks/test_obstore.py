@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from stagesink.sinks.protocol import NotingSink, SweepingSink
 from stagesink.testing import GeneratedSource
 from stagesink.testing.azurite import Azurite
 from stagesink.testing.conformance import NAMES
+from stagesink.testing.memory import PeakMemory
 
 KEY = ArtifactKey("run", "folder/object.bin")
 KEYS = {"key": "AKIA", "secret": "s3cret"}
@@ -397,6 +399,16 @@ def test_writers_notes_are_listed_by_one_request(proxied: ArtifactSink, proxy: F
     assert [method for method, _ in proxy.requests] == ["GET"]
     notes.delete(key)
     assert list(notes.list("run", ".stagesink")) == []
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_many_large_objects_at_once_share_one_budget(moto: S3Server, bucket: str, sized: bool) -> None:
+    sink = open_sink(f"s3://{bucket}/budget", storage_options=moto.options())
+    sink.put(KEY, MemorySource(b"x"))
+    with PeakMemory() as taken, ThreadPoolExecutor(6) as pool:
+        sources = (GeneratedSource(40 << 20, seed=number, sized=sized) for number in range(6))
+        list(pool.map(lambda source: sink.put(ArtifactKey("run", f"{source.seed}"), source), sources))
+    assert taken.peak < 132 << 20  # 96 MiB, and what obstore and the allocator keep
 
 
 @pytest.mark.parametrize(
