@@ -8,9 +8,12 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ from stagesink import (
     upload_training_artifacts,
 )
 from stagesink.cli.app import app
+from stagesink.sinks.azureml.auth import SCOPE
 from stagesink.testing.azureml import FakeAzureML
 
 
@@ -161,6 +165,59 @@ def test_doctor_from_a_laptop(azureml_service: FakeAzureML, run_id: str, monkeyp
         monkeypatch.delenv(name)
     command("doctor", "--sink", "azureml:")
     assert "stagesink-doctor" in azureml_service.state.experiments
+
+
+@dataclass
+class Login:
+    """A credential of azure-identity's, as far as it is used, whose token the service takes."""
+
+    token: str
+    asked: list[str] = field(default_factory=list)
+
+    def get_token(self, *scopes: str, **kwargs: object) -> Any:
+        self.asked += scopes
+        return SimpleNamespace(token=self.token, expires_on=time.time() + 3600)
+
+
+@pytest.fixture
+def laptop(azureml_service: FakeAzureML, run_id: str, monkeypatch: pytest.MonkeyPatch) -> Login:
+    """No job: of its environment there is the workspace's address alone; and a login that the service takes."""
+    for name in os.environ:
+        if name.startswith(("AZUREML_", "MLFLOW_")) and name != "MLFLOW_TRACKING_URI":
+            monkeypatch.delenv(name)
+    return Login(azureml_service.token())
+
+
+def test_a_laptop_that_is_logged_in(
+    laptop: Login, azureml_service: FakeAzureML, run_id: str, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ``az login`` and the like, which azure-identity finds."""
+    identity = pytest.importorskip("azure.identity")
+    monkeypatch.setattr(identity, "DefaultAzureCredential", lambda: laptop)
+    found = json.loads(command("doctor", "--sink", "azureml:", "--json"))
+    assert found["ok"]
+    assert set(laptop.asked) == {SCOPE}
+    command("upload", output / "metrics.json", "--to", "metrics.json", "--sink", "azureml:", "--run-id", run_id)
+    with blobs_of(azureml_service, run_id) as landed:
+        assert landed["metrics.json"] == sha256(output / "metrics.json")
+
+
+def test_a_laptop_that_hands_its_credential_over(
+    laptop: Login, azureml_service: FakeAzureML, run_id: str, output: Path
+) -> None:
+    options = {"credential": laptop}
+    with ArtifactUploader(run_id, sink="azureml:", storage_options=options, on_failure="raise") as uploader:
+        assert uploader.upload_file(output / "metrics.json", "metrics.json")
+    assert set(laptop.asked) == {SCOPE}
+    with blobs_of(azureml_service, run_id) as landed:
+        assert landed["metrics.json"] == sha256(output / "metrics.json")
+
+
+def test_a_laptop_that_is_not_logged_in(laptop: Login, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "azure.identity", None)
+    result = CliRunner().invoke(app, ["doctor", "--sink", "azureml:"], prog_name="stagesink")
+    assert result.exit_code != 0
+    assert "There is no token for Azure ML" in " ".join(result.output.split())
 
 
 def test_doctor_says_what_is_wrong(run_id: str, azureml_service: FakeAzureML, monkeypatch: pytest.MonkeyPatch) -> None:
