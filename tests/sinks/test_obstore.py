@@ -494,10 +494,17 @@ def test_a_client_that_drops_the_slash_of_a_folder_sweeps_nobody_elses(
     assert len(theirs.sweep(timedelta(days=1))) == 1
 
 
-def test_azure_has_nothing_to_sweep(azurite: Azurite) -> None:
-    sink = open_sink("az://stagesink/sweep", storage_options={"connection_string": azurite.connection_string})
-    assert isinstance(sink, SweepingSink)
-    assert sink.sweep(timedelta(0)) == []
+@pytest.mark.parametrize("uri", ["gs://bucket/a", "az://container/a"])
+def test_other_stores_are_not_looked_through(uri: str, tmp_path: Path) -> None:
+    file = tmp_path / "key.json"
+    file.write_text("{}")
+    options = {"token": str(file)} if uri.startswith("gs") else AZURE
+    by_obstore = open_sink(uri, storage_options=options)
+    assert isinstance(by_obstore, ObstoreSink)
+    by_fsspec = FsspecSink(uri, {"token": "anon"} if uri.startswith("gs") else AZURE)
+    for sink in (by_obstore, by_fsspec):
+        assert isinstance(sink, SweepingSink)
+        assert sink.sweep(timedelta(0)) is None
 
 
 # -- digests -----------------------------------------------------------------------------------------------------------

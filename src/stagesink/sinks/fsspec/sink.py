@@ -177,18 +177,18 @@ class FsspecSink:
             with suppress(ArtifactNotFound), self._translating(f"{self._address(key)} could not be deleted"):
                 fs.rm_file(path)
 
-    def sweep(self, older_than: timedelta) -> builtins.list[str]:
-        """Abort the uploads in parts that nobody finished in the time given, on S3; other stores forget them alone.
+    def sweep(self, older_than: timedelta) -> builtins.list[str] | None:
+        """Abort the uploads in parts that nobody finished in the time given, on S3.
 
         Returns
         -------
-        list of str
-            Printable address of the object that each was to become.
+        list of str or None
+            Printable address of the object that each was to become. None for other stores.
         """
         with self._client() as fs:
-            return (
-                [] if not hasattr(fs, "call_s3") else self._abort_uploads(fs, datetime.now(timezone.utc) - older_than)
-            )
+            if not hasattr(fs, "call_s3"):
+                return None
+            return self._abort_uploads(fs, datetime.now(timezone.utc) - older_than)
 
     def _abort_uploads(self, fs: Any, before: datetime) -> builtins.list[str]:
         bucket, folder, _ = fs.split_path(self._root)

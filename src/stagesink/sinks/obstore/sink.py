@@ -154,9 +154,9 @@ class ObstoreSink:
         """Return a view for what writers leave each other, with fewer questions; see :class:`_Notes`."""
         return _Notes(self)
 
-    def sweep(self, older_than: timedelta) -> builtins.list[str]:
-        """Abort uploads that nobody finished; obstore cannot list them, so fsspec's client does it."""
-        return self._other().sweep(older_than)
+    def sweep(self, older_than: timedelta) -> builtins.list[str] | None:
+        """Abort uploads that nobody finished, on S3; obstore cannot list them, so fsspec's client does it."""
+        return self._other().sweep(older_than) if self._settings.kind == "S3Store" else None
 
     def close(self) -> None:
         """Let go of this process's connections."""
