@@ -81,26 +81,6 @@ def test_the_step_that_fails_is_named_and_the_probe_removed(fault, failing):
     assert sink._store.objects == {}
 
 
-def test_sweep_aborts_what_killed_processes_left(run, moto, monkeypatch):
-    options, bucket = moto.options(), "doctor"
-    moto.boto3().create_bucket(Bucket=bucket)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": options["key"],
-        "AWS_SECRET_ACCESS_KEY": options["secret"],
-        "AWS_ENDPOINT_URL": options["endpoint_url"],
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for folder in ("sweep", "other"):
-        moto.boto3().create_multipart_upload(Bucket=bucket, Key=f"{folder}/run/model.bin")
-    uri = f"s3://{bucket}/sweep"
-    assert "swept" not in run("doctor", "-s", uri, "--json").json
-    answer = run("doctor", "-s", uri, "--sweep", "--json")
-    assert answer.json["swept"] == [f"{uri}/run/model.bin"]
-    assert answer.json["probe"][-1]["step"] == "sweep"
-    assert "Nothing unfinished" in run("doctor", "-s", uri, "--sweep").out
-
-
 def test_a_sink_with_nothing_to_sweep(run):
     answer = run("doctor", "--sweep", "--json")
     assert answer.json["swept"] == []

@@ -20,7 +20,7 @@ class AzureMLConformance(SinkConformance):
     many = 40  # its pages hold seven
     overwrites = 10
     large_bytes = 80 << 20
-    memory_bytes = 76 << 20  # eight blocks of eight MiB, and a window for reading
+    memory_bytes = 60 << 20  # five blocks of eight MiB, or a window for reading twice
     service: FakeAzureML
 
     @pytest.fixture(autouse=True)

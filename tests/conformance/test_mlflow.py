@@ -117,7 +117,8 @@ class TestProxiedS3InParts(MlflowConformance):
     """As above, with every object that is not tiny sent past the server."""
 
     exemptions: ClassVar = INTO_S3 | dict.fromkeys((4, 5, 6, 7, 9), "what is small does not go in parts: see above")
-    memory_bytes = 72 << 20  # eight buffers for parts, of eight MiB here
+    large_bytes = 96 << 20
+    memory_bytes = 60 << 20  # five parts of eight MiB here
 
     @pytest.fixture
     def sink(self, mlflow_s3_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowSink:
@@ -151,7 +152,8 @@ class TestDirectS3(SinkConformance):
     }
     many = PAGE + 5
     overwrites = 10
-    large_bytes = 24 << 20
+    large_bytes = 112 << 20
+    memory_bytes = 80 << 20
 
     @pytest.fixture
     def sink(self, direct_s3: tuple[MlflowSink, str, str]) -> MlflowSink:

@@ -572,7 +572,7 @@ def test_a_server_that_speaks_no_tls(
     job: Job, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AZUREML_SERVICE_ENDPOINT", f"https://127.0.0.1:{job.service.port}")
-    assert "azureml" in str(refused(job, file, caplog))
+    assert "does not speak TLS. Write http:// instead of https://" in str(refused(job, file, caplog))
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import uuid
@@ -21,6 +22,7 @@ from stagesink import upload_training_artifacts
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.sinks import open_sink
 from stagesink.testing.azureml import FakeAzureML
+from stagesink.trackers import MLflowTrainingTracker
 
 installed("azureml", "urllib3")
 
@@ -199,3 +201,45 @@ def test_ours_overwrites_and_deletes_what_it_wrote(client: Any, job: str, tree: 
     assert _in_azurite(service, job) == {}
     assert client.list_artifacts(job) == []
     client.log_artifact(job, str(tree / "model.bin"))
+
+
+# -- trackers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tracker_joins_the_jobs_run(mlflow: ModuleType, job: str, tree: Path, service: FakeAzureML) -> None:
+    with MLflowTrainingTracker() as tracker:
+        assert tracker.run_id == job
+        assert tracker.log_params({"lr": 0.1}) is True
+        assert all(tracker.log_training_artifacts(tree).values())
+    assert service.state.runs[job].params == {"lr": "0.1"}
+    assert _landed(service, job, tree)
+
+
+def test_a_tracker_uploads_where_the_plug_in_is_missing(
+    mlflow: ModuleType,
+    job: str,
+    tree: Path,
+    service: FakeAzureML,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With MLflow, but without what teaches it ``azureml://``, one line says so, and uploads land."""
+    from mlflow.tracking._tracking_service import utils
+
+    stores = utils._tracking_store_registry
+    monkeypatch.delitem(stores._registry, "azureml")
+    stores._get_store_with_resolved_uri.cache_clear()
+    caplog.clear()
+    with MLflowTrainingTracker() as tracker:
+        assert tracker.log_params({"lr": 0.1}) is False
+        assert all(tracker.log_training_artifacts(tree).values())
+    ours = [record for record in caplog.records if record.name == "stagesink" and record.levelno >= logging.WARNING]
+    (line,) = [record.getMessage() for record in ours]
+    assert line.startswith("The stage training has no run")
+    assert "azureml-mlflow" in line
+    assert _landed(service, job, tree)
+
+
+def _landed(service: FakeAzureML, run_id: str, tree: Path) -> bool:
+    landed = _in_azurite(service, run_id)
+    return all(landed.get(f"checkpoint/{name}") == digest for name, digest in _digests(tree).items())

@@ -21,7 +21,7 @@ from servers import installed
 pytest.importorskip("urllib3", reason="comes with the extra azureml")
 
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import MissingExtra, SinkAuthError, TransientSinkError
+from stagesink.errors import MissingExtra, SinkAuthError, SinkError, TransientSinkError
 from stagesink.sinks.azureml.auth import SCOPE, Tokens, expiry, refused
 from stagesink.sinks.registry import open_sink
 
@@ -196,6 +196,28 @@ def test_a_credentials_token_is_not_used_past_its_end() -> None:
     assert [sent(Tokens(credential)), sent(Tokens(credential))] == ["token-1", "token-2"]
     tokens = Tokens(Credential([30, 3600, 3600]))
     assert [sent(tokens), sent(tokens), sent(tokens)] == ["token-1", "token-2", "token-2"]
+
+
+@pytest.mark.parametrize("error", [SinkAuthError("refused"), TransientSinkError("no route")], ids=repr)
+def test_a_kept_token_serves_until_its_end_while_its_renewal_fails(
+    error: SinkError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Once(Credential):
+        def get_token(self, *scopes: str, **kwargs: object) -> Given:
+            if self.seconds:
+                return super().get_token(*scopes, **kwargs)
+            self.asked += scopes
+            raise error
+
+    credential = Once([300])
+    tokens, now = Tokens(credential), time.time
+    assert sent(tokens) == "token-1"
+    monkeypatch.setattr(time, "time", lambda: now() + 270)
+    assert [sent(tokens), sent(tokens)] == ["token-1"] * 2
+    assert len(credential.asked) == (2 if isinstance(error, SinkAuthError) else 3)  # what was refused is not asked soon
+    monkeypatch.setattr(time, "time", lambda: now() + 301)
+    with pytest.raises(type(error)):
+        tokens.headers()
 
 
 def test_many_threads_ask_once() -> None:

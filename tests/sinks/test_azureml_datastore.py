@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import pickle
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from azureml_lines import Job
+from azureml_lines import Job, job_on, lines_before
 from faults.proxy import Answer
+from fsspec.config import conf
 
 pytest.importorskip("urllib3", reason="comes with the extra azureml")
 pytest.importorskip("adlfs", reason="comes with the extra az")
@@ -21,6 +26,8 @@ from stagesink.sinks.azureml import datastore
 from stagesink.sinks.azureml.datastore import DatastoreSink
 from stagesink.sinks.protocol import ArtifactSink
 from stagesink.sinks.registry import open_sink
+from stagesink.testing import GeneratedSource
+from stagesink.testing.azureml import FakeAzureML
 
 KEY = ArtifactKey("run-1", "folder/a.bin")
 
@@ -31,10 +38,16 @@ def opened(uri: str) -> DatastoreSink:
     return sink
 
 
+def _container(job: Job, name: str) -> Any:
+    """Microsoft's own client for a container, past the proxy."""
+    container_client = pytest.importorskip("azure.storage.blob").ContainerClient
+    azurite = replace(job.service.azurite, port=job.lines.store._target)
+    return container_client.from_connection_string(azurite.connection_string, name)
+
+
 @pytest.mark.parametrize("credential", ["Sas", "AccountKey"])
 @pytest.mark.parametrize("form", ["long", "with its host", "short"])
 def test_an_object_lands_in_the_container_under_path_and_run(job: Job, form: str, credential: str) -> None:
-    container_client = pytest.importorskip("azure.storage.blob").ContainerClient
     name, container = f"store{credential.lower()}", f"container-{credential.lower()}"
     job.service.add_datastore(name, container, credential)  # type: ignore[arg-type]
     uri = {
@@ -46,8 +59,7 @@ def test_an_object_lands_in_the_container_under_path_and_run(job: Job, form: str
     stored = sink.put(KEY, MemorySource(b"x"))
     assert sink.stat(KEY) == stored
     assert [each.key for each in sink.list("run-1")] == [KEY]
-    azurite = replace(job.service.azurite, port=job.lines.store._target)
-    with container_client.from_connection_string(azurite.connection_string, container) as client:
+    with _container(job, container) as client:
         assert client.download_blob("a b/c/run-1/folder/a.bin").readall() == b"x"
     sink.delete(KEY)
     assert sink.stat(KEY) is None
@@ -108,6 +120,81 @@ def test_a_signature_that_ends_within_an_object_is_a_reason_to_try_again(
     sink.close()
 
 
+ENDED = Answer(403, headers={"x-ms-error-code": "AuthenticationFailed"})
+SIZE = 17 << 20  # more than is read at once
+
+
+@pytest.fixture
+def held(job: Job) -> Iterator[DatastoreSink]:
+    """A datastore with an object in it."""
+    with _container(job, "azureml-blobstore") as client:
+        client.upload_blob(f"ended/{KEY}", GeneratedSource(SIZE).read(), overwrite=True)
+    sink = opened("azureml://datastores/workspaceblobstore/paths/ended")
+    assert sink.stat(KEY) is not None
+    yield sink
+    sink.close()
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda sink: sink.stat(KEY).size, SIZE),
+        (lambda sink: len(sink.open(KEY).read()), SIZE),
+        (lambda sink: [stored.key for stored in sink.list(KEY.run_id)], [KEY]),
+        (lambda sink: sink.delete(KEY), None),
+    ],
+    ids=["stat", "open", "list", "delete"],
+)
+def test_whatever_is_done_when_a_signature_ends_is_tried_again_with_another(
+    job: Job,
+    held: DatastoreSink,
+    call: Callable[[ArtifactSink], object],
+    expected: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job.lines.store.plan(ENDED, times=9)
+    with pytest.raises(SinkAuthError):
+        call(held)
+    assert held._opened is not None
+    late = held._opened.ends
+    monkeypatch.setattr(held, "_opened", held._opened._replace(ends=time.monotonic()))  # but would be used for long
+    with pytest.raises(TransientSinkError, match="ended meanwhile"):
+        call(held)
+    job.lines.store.forget()
+    assert call(held) == expected
+    assert job.service.calls.count("datastore") == 2
+    assert held._opened.ends != late
+
+
+def test_a_signature_that_ends_while_an_object_is_read(
+    job: Job, held: DatastoreSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held.open(KEY) as stream:
+        assert len(stream.read(1000)) == 1000
+        job.lines.store.plan(ENDED, times=9)
+        steady = time.monotonic
+        monkeypatch.setattr(datastore.time, "monotonic", lambda: steady() + 3700)
+        with pytest.raises(TransientSinkError, match="ended meanwhile"):
+            stream.read()
+    job.lines.store.forget()
+    assert len(held.open(KEY).read()) == SIZE
+
+
+def test_azures_own_word_for_a_signature_that_has_ended(
+    azureml_service: FakeAzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datastore, "_LEAST", 3600.0)
+    with lines_before(azureml_service, tmp_path, sas_seconds=2) as lines, job_on(lines, monkeypatch):
+        sink = opened("azureml://datastores/workspaceblobstore/paths/briefly")
+        with suppress(TransientSinkError):  # this machine may be busy
+            sink.stat(KEY)
+        sink._current()
+        time.sleep(3)
+        with pytest.raises(TransientSinkError, match="ended meanwhile"):
+            sink.stat(KEY)
+        sink.close()
+
+
 def test_a_datastore_needs_no_run(job: Job) -> None:
     assert not hasattr(opened("azureml://datastores/workspaceblobstore"), "tracks_runs")
 
@@ -124,6 +211,25 @@ def test_one_that_is_no_blob_container(job: Job, answer: object) -> None:
     job.lines.front.plan(Answer(200, body=json.dumps(answer).encode()))
     with pytest.raises(SinkError, match=r"it is no blob container\. Take a datastore of the type"):
         opened("azureml://datastores/files").stat(KEY)
+
+
+def test_one_whose_type_is_another(job: Job) -> None:
+    job.service.add_datastore("files", "a-file-share", type="AzureFile")
+    with pytest.raises(ConfigError, match=r"it is of the type AzureFile, .* Take a datastore of the type") as caught:
+        opened("azureml://datastores/files").stat(KEY)
+    assert "sig=" not in _everything(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["AzureBlob", "AzureDataLakeGen2"])
+@pytest.mark.parametrize("credential", ["Sas", "AccountKey"])
+def test_a_secret_without_its_older_name(job: Job, credential: str, kind: str) -> None:
+    name = f"new{credential}{kind}".lower()
+    job.service.add_datastore(name, name, credential, type=kind, older_names=False)  # type: ignore[arg-type]
+    sink = opened(f"azureml://datastores/{name}")
+    assert sink.put(KEY, MemorySource(b"x")) == sink.stat(KEY)
+    assert sink._opened is not None
+    assert (sink._opened.ends is not None) == (credential == "Sas")
+    sink.close()
 
 
 def test_a_signature_that_the_store_refuses(job: Job) -> None:
@@ -179,6 +285,10 @@ def test_nobody_elses_account_stands_for_the_datastores(monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=f"AZURE_STORAGE_{name} is another account's") as caught:
         datastore._options({"accountName": "acc"}, {})
     assert "c2VjcmV0" not in str(caught.value)
+    monkeypatch.delenv(f"AZURE_STORAGE_{name}")
+    monkeypatch.setitem(conf, "az", {name.lower(): value})
+    with pytest.raises(ConfigError, match=f"fsspec's {name.lower()} is another account's"):
+        datastore._options({"accountName": "acc"}, {})
     datastore._options({"accountName": "acc"}, {"connection_string": "AccountName=acc;AccountKey=a2V5"})  # goes first
     assert datastore._options({"accountName": "acc", "accountKey": "a2V5"}, {})["connection_string"].endswith("a2V5")
 

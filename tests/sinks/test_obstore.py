@@ -12,12 +12,15 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faults.proxy import Answer, FaultProxy
+from fsspec import get_filesystem_class
+from fsspec.config import conf
 from outside import python
 from servers import S3Server
 from trainers import LOADED
@@ -27,6 +30,7 @@ pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import ConfigError, RunNotFound, SourceChanged, TransientSinkError
 from stagesink.sinks import ArtifactSink, open_sink, registry
+from stagesink.sinks._hosts import PROTOCOLS
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.sinks.obstore import ObstoreSink, azure, google, s3
 from stagesink.sinks.obstore.parts import PART_BYTES, part_bytes
@@ -34,9 +38,11 @@ from stagesink.sinks.protocol import NotingSink, SweepingSink
 from stagesink.testing import GeneratedSource
 from stagesink.testing.azurite import Azurite
 from stagesink.testing.conformance import NAMES
+from stagesink.testing.memory import PeakMemory
 
 KEY = ArtifactKey("run", "folder/object.bin")
-S3 = {"key": "AKIA", "secret": "s3cret", "client_kwargs": {"region_name": "eu-west-1"}}
+KEYS = {"key": "AKIA", "secret": "s3cret"}
+S3 = {**KEYS, "client_kwargs": {"region_name": "eu-west-1"}}
 AZURE = {"account_name": "acct", "account_key": "a2V5"}
 
 
@@ -144,6 +150,75 @@ def test_fsspec_carries_what_obstore_cannot(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert isinstance(open_sink(uri, storage_options=options), FsspecSink)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "uri", "options"),
+    [
+        ("s3", "s3://bucket", S3),
+        ("s3a", "s3://bucket", S3),
+        ("az", "az://container", AZURE),
+        ("abfs", "az://container", AZURE),
+        ("az", "abfss://container@acct.dfs.core.windows.net/a", {"account_key": "a2V5"}),
+    ],
+)
+def test_fsspec_carries_what_its_own_configuration_speaks_of(
+    protocol: str, uri: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(conf, protocol, {"default_block_size": 1})
+    assert isinstance(open_sink(uri, storage_options=options), FsspecSink)
+
+
+def test_a_variable_of_fsspecs_names_one_store_for_both_carriers() -> None:
+    program = (
+        "from stagesink.sinks import open_sink\n"
+        "sink = open_sink('s3://bucket', storage_options={'key': 'a', 'secret': 'b'})\n"
+        "print(type(sink).__name__, sink.host)\n"
+    )
+    environ = {"FSSPEC_S3_ENDPOINT_URL": "http://minio:9000", "AWS_DEFAULT_REGION": "eu-west-1"}
+    assert python(program, **environ).stdout.split() == ["FsspecSink", "http://minio:9000"]
+
+
+def test_obstore_carries_the_regions_whose_hosts_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS is in parts, with a domain each, and botocore knows them."""
+    import botocore.session
+
+    carried: dict[str, bool] = {}
+    for partition in botocore.session.get_session().get_data("endpoints")["partitions"]:
+        for region in partition["regions"]:
+            monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+            carried[region] = isinstance(open_sink("s3://bucket", storage_options=KEYS), ObstoreSink)
+            assert carried[region] is (partition["dnsSuffix"] == "amazonaws.com"), region
+            elsewhere = open_sink("s3://bucket", storage_options={**KEYS, "endpoint_url": "http://localhost:1"})
+            assert isinstance(elsewhere, ObstoreSink)
+    assert carried["us-gov-west-1"]
+    assert not carried["cn-north-1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "connection"),
+    [
+        (AZURE, None),
+        (AZURE, "AccountName=other;AccountKey=a2V5"),
+        ({**AZURE, "connection_string": "AccountName=third;AccountKey=a2V5"}, "AccountName=other;AccountKey=a2V5"),
+    ],
+)
+def test_the_host_is_that_of_the_account_which_both_carriers_use(
+    options: dict[str, Any], connection: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if connection is not None:
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    by_obstore, by_fsspec = open_sink("az://container", storage_options=options), FsspecSink("az://container", options)
+    assert isinstance(by_obstore, ObstoreSink)
+    with by_fsspec._client() as fs:
+        assert fs.service_client.url.rstrip("/") == by_fsspec.host
+    assert by_obstore._settings.endpoint == by_obstore.host == by_fsspec.host
+
+
+@pytest.mark.parametrize("scheme", PROTOCOLS)
+def test_the_names_in_fsspecs_configuration_are_those_of_the_implementation(scheme: str) -> None:
+    kind = get_filesystem_class(scheme)
+    assert set(PROTOCOLS[scheme]) == set(kind.protocol)
 
 
 def test_without_obstore_fsspec_carries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +401,16 @@ def test_writers_notes_are_listed_by_one_request(proxied: ArtifactSink, proxy: F
     assert list(notes.list("run", ".stagesink")) == []
 
 
+@pytest.mark.parametrize("sized", [True, False])
+def test_many_large_objects_at_once_share_one_budget(moto: S3Server, bucket: str, sized: bool) -> None:
+    sink = open_sink(f"s3://{bucket}/budget", storage_options=moto.options())
+    sink.put(KEY, MemorySource(b"x"))
+    with PeakMemory() as taken, ThreadPoolExecutor(6) as pool:
+        sources = (GeneratedSource(40 << 20, seed=number, sized=sized) for number in range(6))
+        list(pool.map(lambda source: sink.put(ArtifactKey("run", f"{source.seed}"), source), sources))
+    assert taken.peak < 132 << 20  # 96 MiB, and what obstore and the allocator keep
+
+
 @pytest.mark.parametrize(
     "error", [SourceChanged("It changed."), OSError(5, "gone"), FileNotFoundError("gone")], ids=repr
 )
@@ -409,10 +494,17 @@ def test_a_client_that_drops_the_slash_of_a_folder_sweeps_nobody_elses(
     assert len(theirs.sweep(timedelta(days=1))) == 1
 
 
-def test_azure_has_nothing_to_sweep(azurite: Azurite) -> None:
-    sink = open_sink("az://stagesink/sweep", storage_options={"connection_string": azurite.connection_string})
-    assert isinstance(sink, SweepingSink)
-    assert sink.sweep(timedelta(0)) == []
+@pytest.mark.parametrize("uri", ["gs://bucket/a", "az://container/a"])
+def test_other_stores_are_not_looked_through(uri: str, tmp_path: Path) -> None:
+    file = tmp_path / "key.json"
+    file.write_text("{}")
+    options = {"token": str(file)} if uri.startswith("gs") else AZURE
+    by_obstore = open_sink(uri, storage_options=options)
+    assert isinstance(by_obstore, ObstoreSink)
+    by_fsspec = FsspecSink(uri, {"token": "anon"} if uri.startswith("gs") else AZURE)
+    for sink in (by_obstore, by_fsspec):
+        assert isinstance(sink, SweepingSink)
+        assert sink.sweep(timedelta(0)) is None
 
 
 # -- digests -----------------------------------------------------------------------------------------------------------

@@ -100,6 +100,15 @@ def test_a_datastore_can_have_a_key_or_nothing(caller: Caller) -> None:
         assert section["sasToken"] is None
 
 
+def test_a_datastore_can_be_of_another_type_and_say_its_secret_once(caller: Caller) -> None:
+    caller.service.add_datastore("files", "another-container", type="AzureFile", older_names=False)
+    _, store = caller.ask("GET", f"/datastore/v1.0{caller.service.workspace.path}/datastores/files")
+    section = store["azureStorageSection"]
+    assert store["dataStoreType"] == "AzureFile"
+    assert (section["sasToken"], section["accountKey"], section["credentialType"]) == (None, None, "Sas")
+    assert "sig=" in section["credential"]
+
+
 def test_datastores_are_listed(caller: Caller) -> None:
     status, page = caller.ask("GET", f"/datastore/v1.0{caller.service.workspace.path}/datastores")
     assert status == 200

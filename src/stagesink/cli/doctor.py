@@ -22,13 +22,17 @@ from stagesink.errors import StagesinkError, VerificationError
 
 if TYPE_CHECKING:
     from stagesink.sinks import ArtifactSink
-    from stagesink.sinks.protocol import ScratchRunSink, TrackedSink
+    from stagesink.sinks.protocol import ScratchRunSink, SweepingSink, TrackedSink
 
 EPILOG = examples("stagesink doctor", "stagesink doctor --sink s3://bucket/runs --json", "stagesink doctor --sweep")
 
 _REQUIREMENT = re.compile(r"""([A-Za-z0-9._-]+).*\bextra\s*==\s*["']([A-Za-z0-9._-]+)["']""")
 
 
+_ELSEWHERE = (
+    "what uploads leave unfinished is looked for on S3 alone. Azure drops it after a week; "
+    "on Google a lifecycle rule of the bucket does (AbortIncompleteMultipartUpload)."
+)
 _UNFINISHED = timedelta(days=1)  # nothing that still goes on takes that long between its parts
 
 
@@ -43,6 +47,19 @@ class Step:
     def to_dict(self) -> dict[str, Any]:
         problem = {} if self.error is None else {"error": describe(self.error)}
         return {"step": self.name, "ok": self.error is None, "ms": round(self.ms, 1), **problem}
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What was removed, or why nothing was looked for."""
+
+    found: list[str] | None = None
+    why: str = "there is nothing to sweep in such a store, or it could not be asked."
+
+    def lines(self) -> list[str]:
+        if self.found is None:
+            return [f"Not swept: {self.why}"]
+        return [f"Aborted: {name}" for name in self.found] or ["Nothing unfinished was found."]
 
 
 def doctor(
@@ -66,17 +83,17 @@ def doctor(
     """
     out = Output(as_json, quiet, verbose)
     chosen: dict[str, Any] = {}
-    swept: list[str] | None = [] if sweep else None
+    swept = Sweep() if sweep else None
     steps = _examine(sink, config_dir, chosen, swept)
     problem = next((step.error for step in steps if step.error is not None), None)
     installed = _installed()
     document = {"ok": problem is None, **installed, "sink": chosen or None, "probe": [step.to_dict() for step in steps]}
     if swept is not None:
-        document["swept"] = swept
+        document["swept"] = swept.found or []
     rows = [(step.name, f"{step.ms:.1f}", "ok" if step.error is None else str(step.error)) for step in steps]
     where = f"Sink: {chosen['uri']} ({chosen['why']})" if chosen else "Sink: none"
     probed = table(("Probe", "ms", "Result"), rows, right=("ms",))
-    out.show(document, _packages(installed), where, probed, *_swept(swept, steps))
+    out.show(document, _packages(installed), where, probed, *(swept.lines() if swept else ()))
     if problem is not None:
         raise typer.Exit(exit_code(problem))
 
@@ -128,15 +145,7 @@ def _packages(installed: dict[str, Any]) -> Any:
     return table(("Part", "Version", ""), rows)
 
 
-def _swept(swept: list[str] | None, steps: list[Step]) -> list[str]:
-    if swept is None:
-        return []
-    if not any(step.name == "sweep" and step.error is None for step in steps):
-        return ["Not swept: there is nothing to sweep in such a store, or it could not be asked."]
-    return [f"Aborted: {name}" for name in swept] or ["Nothing unfinished was found."]
-
-
-def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any], swept: list[str] | None) -> list[Step]:
+def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any], swept: Sweep | None) -> list[Step]:
     """Go from the configuration to the probe, as far as it goes.
 
     ``chosen`` takes the sink as soon as it is known, ``swept`` what was removed; None leaves that out.
@@ -164,8 +173,14 @@ def _examine(sink: str | None, config_dir: Any, chosen: dict[str, Any], swept: l
             return [*steps, *_probe_in_new_run(store)]
         probe = _probe(store, f"stagesink-doctor-{secrets.token_hex(4)}")
         if swept is not None and probe[-1].error is None and isinstance(store, SweepingSink):
-            probe += _until_failure([("sweep", lambda: swept.extend(store.sweep(_UNFINISHED)))])
+            probe += _until_failure([("sweep", lambda: _sweep(store, swept))])
         return [*steps, *probe]
+
+
+def _sweep(sink: SweepingSink, into: Sweep) -> None:
+    into.found = sink.sweep(_UNFINISHED)
+    if into.found is None:
+        into.why = _ELSEWHERE
 
 
 def _probe_in_scratch_run(sink: ScratchRunSink) -> list[Step]:

@@ -11,6 +11,13 @@ from stagesink.sinks.registry import scheme_of
 
 Find = Callable[[Mapping[str, Any], Mapping[str, str]], str]
 
+PROTOCOLS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("s3", "s3a"), ("s3", "s3a")),
+    **dict.fromkeys(("az", "abfs", "abfss"), ("abfs", "az", "abfss")),
+    **dict.fromkeys(("gs", "gcs"), ("gs", "gcs")),
+}
+"""By scheme, the names under which fsspec's configuration may speak of its implementation, in fsspec's order."""
+
 
 def host_of(uri: str, options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> str:
     """Return the address of the store that a URI's bucket or container lies in, whichever client carries it.
@@ -19,7 +26,7 @@ def host_of(uri: str, options: Mapping[str, Any], environ: Mapping[str, str] = o
     ----------
     uri : str
     options : mapping
-        As the fsspec implementation names them; they go before the variables.
+        As the fsspec implementation names them; they go before fsspec's configuration, and that before the variables.
     environ : mapping of str to str
 
     Returns
@@ -28,7 +35,21 @@ def host_of(uri: str, options: Mapping[str, Any], environ: Mapping[str, str] = o
         No secret is in it. Empty where nothing but the URI says it, or the cloud itself is meant.
     """
     find = _FIND.get(scheme_of(uri))
-    return "" if find is None else without_secrets(find(options, environ)).rstrip("/")
+    if find is None:
+        return ""
+    return without_secrets(find({**configured(uri), **options}, environ)).rstrip("/")
+
+
+def configured(uri: str) -> dict[str, Any]:
+    """Return the options that fsspec's own configuration adds: its files, and the variables ``FSSPEC_...``.
+
+    https://filesystem-spec.readthedocs.io/en/latest/features.html#configuration
+    """
+    from fsspec.config import conf
+
+    return {
+        name: value for protocol in PROTOCOLS.get(scheme_of(uri), ()) for name, value in conf.get(protocol, {}).items()
+    }
 
 
 def s3_endpoint(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -60,14 +81,11 @@ def blob_endpoint(pairs: Mapping[str, str]) -> str:
 
 
 def _azure(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:
-    text = options.get("connection_string")
-    account = options.get("account_name")
-    if not text and not account:
-        text = environ.get("AZURE_STORAGE_CONNECTION_STRING")
-        account = environ.get("AZURE_STORAGE_ACCOUNT_NAME")
-    if not text:
-        return f"https://{options.get('account_host') or f'{account}.blob.core.windows.net'}" if account else ""
-    return blob_endpoint(pairs_of(str(text)))
+    # A connection string goes before an account, as in adlfs, wherever either is from.
+    if text := options.get("connection_string") or environ.get("AZURE_STORAGE_CONNECTION_STRING"):
+        return blob_endpoint(pairs_of(str(text)))
+    account = options.get("account_name") or environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    return f"https://{options.get('account_host') or f'{account}.blob.core.windows.net'}" if account else ""
 
 
 def _google(options: Mapping[str, Any], environ: Mapping[str, str]) -> str:

@@ -174,12 +174,12 @@ def host_of_sink(sink: ArtifactSink) -> str:
 class SweepingSink(ArtifactSink, Protocol):
     """A sink in whose store a killed process leaves something behind. A capability, not part of the contract."""
 
-    def sweep(self, older_than: timedelta) -> builtins.list[str]:
+    def sweep(self, older_than: timedelta) -> builtins.list[str] | None:
         """Remove what was begun under this sink's address longer ago than that and never finished; no object is.
 
         Returns
         -------
-        list of str
-            What was removed, printable.
+        list of str or None
+            What was removed, printable. None: such a store is not looked through.
         """
         ...

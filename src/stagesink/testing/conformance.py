@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import threading
-import tracemalloc
 import unicodedata
 import uuid
 import warnings
@@ -33,6 +32,7 @@ from stagesink.errors import (
     TransientSinkError,
 )
 from stagesink.sinks.protocol import ArtifactSink
+from stagesink.testing.memory import PeakMemory
 from stagesink.testing.sources import GeneratedSource
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class SinkConformance:
     large_bytes : int
         Size of the object that must go through in ``memory_bytes``.
     memory_bytes : int
-        What a put or a read of it may allocate at most.
+        What a put or a read of it may take at most.
     overwrites : int
         How often an object is overwritten under its readers' eyes.
     shared_between_processes : bool
@@ -517,10 +517,12 @@ class SinkConformance:
         self, sink: ArtifactSink, key: ArtifactKey, sized: bool
     ) -> None:
         source = GeneratedSource(self.large_bytes, sized=sized)
-        with _PeakMemory() as putting:
+        sink.put(key, MemorySource(b"x"))  # so that what it imports and connects is there
+        _read(sink, key)
+        with PeakMemory() as putting:
             assert sink.put(key, source).size == self.large_bytes
         digest = hashlib.sha256()
-        with _PeakMemory() as reading, sink.open(key) as stream:
+        with PeakMemory() as reading, sink.open(key) as stream:
             while data := stream.read(1 << 20):
                 digest.update(data)
         assert digest.hexdigest() == source.digest()
@@ -569,26 +571,6 @@ class SinkConformance:
         sink.put(key, source, on_bytes=counted.append)
         assert sum(counted) == size
         assert all(isinstance(count, int) for count in counted)
-
-
-class _PeakMemory:
-    """Most bytes that Python objects took at a time, beyond what there was before."""
-
-    peak = 0
-
-    def __enter__(self) -> _PeakMemory:
-        gc.collect()
-        self._ours = not tracemalloc.is_tracing()
-        if self._ours:
-            tracemalloc.start()
-        tracemalloc.reset_peak()
-        self._before = tracemalloc.get_traced_memory()[0]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.peak = tracemalloc.get_traced_memory()[1] - self._before
-        if self._ours:
-            tracemalloc.stop()
 
 
 def _read(sink: ArtifactSink, key: ArtifactKey) -> bytes:

@@ -132,15 +132,23 @@ class Tokens:
     def _ask(self, credential: Credential) -> str:
         # One at a time: asking may start a process (`az`), and the others are served by what it brings, an error too.
         with self._lock:
-            if self._failed is not None and self._failed[1] > time.monotonic():
-                raise copy.copy(self._failed[0])
             if self._kept is None or self._kept[1] <= time.time() + _MARGIN:
                 try:
-                    self._kept = _asked(credential)
-                except SinkAuthError as error:
-                    self._failed = error, time.monotonic() + _AGAIN
-                    raise
+                    self._kept = self._new(credential)
+                except SinkError:
+                    if self._kept is None or self._kept[1] <= time.time():
+                        raise
+                    # What is kept serves until its end.
             return self._kept[0]
+
+    def _new(self, credential: Credential) -> tuple[str, float]:
+        if self._failed is not None and self._failed[1] > time.monotonic():
+            raise copy.copy(self._failed[0])
+        try:
+            return _asked(credential)
+        except SinkAuthError as error:
+            self._failed = error, time.monotonic() + _AGAIN
+            raise
 
     @property
     def _lock(self) -> threading.Lock:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from ipaddress import ip_address
-from typing import Any, BinaryIO, NamedTuple
+from itertools import chain
+from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.errors import ArtifactNotFound, ConfigError, RunNotFound, SinkAuthError, SinkError, TransientSinkError
+from stagesink.redaction import without_secrets
+from stagesink.sinks._hosts import configured
 from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.azureml.address import Address, Datastore, Workspace
 from stagesink.sinks.azureml.service import error_of
@@ -20,8 +25,10 @@ from stagesink.sinks.protocol import ArtifactSink, OnBytes
 from stagesink.sinks.registry import open_sink
 
 _MARGIN = 300.0  # seconds before its end, or half of a shorter time: a large object must land before
-_ANOTHERS = tuple(f"AZURE_STORAGE_{name}" for name in ("CONNECTION_STRING", "ACCOUNT_KEY", "SAS_TOKEN"))
-"""Variables that a client would use for any account."""
+_SECRETS = ("connection_string", "account_key", "sas_token")
+"""Options, and variables, that a client would use for any account."""
+_BLOBS = {"AzureBlob", "AzureDataLakeGen2"}  # the second has folders besides
+_READ_BYTES = 1 << 16
 _LEAST = 10.0  # seconds: what has ended when it comes does so by this machine's clock alone
 
 
@@ -83,67 +90,110 @@ class DatastoreSink:
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
         """Store all bytes of ``source`` under ``key``; see :meth:`.ArtifactSink.put`."""
+        with self._inner() as sink:
+            return sink.put(key, source, on_bytes=on_bytes)
+
+    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Return what is held under ``key``, or None."""
+        with self._inner() as sink:
+            return sink.stat(key)
+
+    def open(self, key: ArtifactKey) -> BinaryIO:
+        """Open the object for reading; raises :class:`~stagesink.errors.ArtifactNotFound` when it is not there."""
         opened = self._current()
+        with self._while_signed(opened):
+            stream = opened.sink.open(key)
+        reader = _Reader(stream, lambda: self._while_signed(opened))
+        return cast("BinaryIO", io.BufferedReader(reader, _READ_BYTES))
+
+    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
+        """Yield the objects of a run, or those under one object's or folder's name."""
+        with self._inner() as sink:
+            yield from sink.list(run_id, prefix)
+
+    def delete(self, key: ArtifactKey) -> None:
+        """Remove the object, if it is there."""
+        with self._inner() as sink:
+            sink.delete(key)
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._drop()
+        while self._replaced:
+            self._replaced.pop().close()
+        self._http.close()
+
+    @contextmanager
+    def _inner(self) -> Iterator[ArtifactSink]:
+        opened = self._current()
+        with self._while_signed(opened):
+            yield opened.sink
+
+    @contextmanager
+    def _while_signed(self, opened: _Opened) -> Iterator[None]:
+        """Turn what the store says against a signature that has ended meanwhile into a reason to try again."""
         try:
-            return opened.sink.put(key, source, on_bytes=on_bytes)
+            yield
         except SinkAuthError as error:
             if opened.ends is None or time.monotonic() < opened.ends:
                 raise
+            with self._lock:
+                if self._opened is opened:
+                    self._drop()
             raise TransientSinkError(
                 f"{error.message} The signature had ended meanwhile; the next attempt has a new one.",
                 hint="What takes longer than a signature lasts needs a key, or identity-based access.",
             ) from None
 
-    def stat(self, key: ArtifactKey) -> StoredArtifact | None:
-        """Return what is held under ``key``, or None."""
-        return self._inner().stat(key)
+    def _current(self) -> _Opened:
+        with self._lock:
+            if self._opened is not None and self._opened.until is not None and self._opened.until <= time.monotonic():
+                self._drop()
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
 
-    def open(self, key: ArtifactKey) -> BinaryIO:
-        """Open the object for reading; raises :class:`~stagesink.errors.ArtifactNotFound` when it is not there."""
-        return self._inner().open(key)
-
-    def list(self, run_id: str, prefix: str = "") -> Iterator[StoredArtifact]:
-        """Yield the objects of a run, or those under one object's or folder's name."""
-        return self._inner().list(run_id, prefix)
-
-    def delete(self, key: ArtifactKey) -> None:
-        """Remove the object, if it is there."""
-        self._inner().delete(key)
-
-    def close(self) -> None:
-        """Let go of connections."""
+    def _drop(self) -> None:
         if self._opened is not None:
             self._replaced.append(self._opened.sink)
             self._opened = None
-        while self._replaced:
-            self._replaced.pop().close()
-        self._http.close()
 
-    def _inner(self) -> ArtifactSink:
-        return self._current().sink
-
-    def _current(self) -> _Opened:
-        with self._locks.setdefault(os.getpid(), threading.Lock()):
-            opened = self._opened
-            if opened is None or (opened.until is not None and opened.until <= time.monotonic()):
-                if opened is not None:
-                    self._replaced.append(opened.sink)
-                opened = self._opened = self._open()
-            return opened
+    @property
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
     def _open(self) -> _Opened:
         section = _section(self._http, self._address.workspace, self._datastore.name)
         path = f"/{self._datastore.path}" if self._datastore.path else ""
-        sas = section.get("sasToken")
+        sas = _secret(section, "Sas")
         given = {name: value for name, value in self._options.items() if name != "credential"}  # that is the service's
         sink = open_sink(
             f"az://{section['containerName']}{path}", storage_options={**_options(section, given), **given}
         )
-        ends = expiry(f"?{sas.lstrip('?')}") if isinstance(sas, str) else None
+        ends = expiry(f"?{sas.lstrip('?')}") if sas else None
         if ends is None:
             return _Opened(sink)
         now, left = time.monotonic(), ends - time.time()
         return _Opened(sink, now + max(left - _MARGIN, left / 2, _LEAST), now + left)
+
+
+class _Reader(io.RawIOBase):
+    """What the store's sink reads; the end of a signature shows here too, since each window is a request."""
+
+    def __init__(self, stream: BinaryIO, while_signed: Callable[[], AbstractContextManager[None]]) -> None:
+        self._stream = stream
+        self._while_signed = while_signed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._while_signed():
+            return cast("io.BufferedIOBase", self._stream).readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _section(http: HttpClient, workspace: Workspace, name: str) -> Mapping[str, Any]:
@@ -160,10 +210,23 @@ def _section(http: HttpClient, workspace: Workspace, name: str) -> Mapping[str, 
         raise RunNotFound(error.message, hint="Check the datastore's name; the studio lists them under Data.")
     if error is not None:
         raise error
-    section = json_of(response).get("azureStorageSection")
+    answer = json_of(response)
+    kind, section = answer.get("dataStoreType"), answer.get("azureStorageSection")
+    if isinstance(kind, str) and kind not in _BLOBS:  # a file share's section looks the same
+        raise ConfigError(
+            f"{doing}: it is of the type {without_secrets(kind)}, and holds no blobs.",
+            hint="Take a datastore of the type Azure Blob Storage, such as workspaceblobstore.",
+        )
     if not isinstance(section, Mapping) or not section.get("accountName") or not section.get("containerName"):
         raise SinkError(f"{doing}: it is no blob container.", hint="Take a datastore of the type Azure Blob Storage.")
     return section
+
+
+def _secret(section: Mapping[str, Any], kind: str) -> str | None:
+    """Return what opens the store, if it is of this kind; ``sasToken`` and ``accountKey`` are older names for it."""
+    older = section.get({"Sas": "sasToken", "AccountKey": "accountKey"}[kind])
+    secret = older or (section.get("credential") if section.get("credentialType") == kind else None)
+    return secret if isinstance(secret, str) else None
 
 
 def _options(section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +235,7 @@ def _options(section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     Raises
     ------
     ConfigError
-        It hands out nothing, and the environment names another account.
+        It hands out nothing, and the environment or fsspec's configuration names another account.
     """
     account = section["accountName"]
     endpoint, protocol = section.get("endpoint") or "core.windows.net", section.get("protocol") or "https"
@@ -180,13 +243,15 @@ def _options(section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     if _is_address(endpoint):  # an emulator: its accounts have no host names
         store = f"{protocol}://{endpoint}/{account}"
     place = f"BlobEndpoint={store};AccountName={account}"
-    if sas := section.get("sasToken"):
-        return {"connection_string": f"{place};SharedAccessSignature={str(sas).lstrip('?')}"}
-    if key := section.get("accountKey"):
+    if sas := _secret(section, "Sas"):
+        return {"connection_string": f"{place};SharedAccessSignature={sas.lstrip('?')}"}
+    if key := _secret(section, "AccountKey"):
         return {"connection_string": f"{place};AccountKey={key}"}
     # We show ourselves who we are; to nobody else, so nothing may stand for another account.
-    another = next((name for name in _ANOTHERS if os.environ.get(name)), None)
-    if another is not None and not given.keys() & {"connection_string", "account_key", "sas_token"}:
+    variables = (name for name in (f"AZURE_STORAGE_{option.upper()}" for option in _SECRETS) if os.environ.get(name))
+    options = (f"fsspec's {option}" for option in _SECRETS if option in configured("az://"))
+    another = next(chain(variables, options), None)
+    if another is not None and not given.keys() & set(_SECRETS):
         raise ConfigError(
             f"{another} is another account's, and would be used for this datastore.",
             hint=f"Unset {another} for this process.",

@@ -25,7 +25,7 @@ from stagesink.errors import (
 )
 from stagesink.redaction import address_of, secrets_of, without_secrets
 from stagesink.sinks._backend_errors import made_up, translating
-from stagesink.sinks._hosts import host_of
+from stagesink.sinks._hosts import configured, host_of
 from stagesink.sinks.fsspec.clients import Clients
 from stagesink.sinks.fsspec.info import digests_of, info_of_head
 from stagesink.sinks.fsspec.reader import ObjectReader
@@ -50,6 +50,7 @@ PART_BYTES = 8 << 20
 _STREAM_PART_BYTES = 12 << 20  # for a source of unknown size: 10,000 parts make 117 GiB
 _MAX_PARTS = 10_000  # of S3, the strictest
 
+_AZURE = ("az", "abfs", "abfss")
 _TEMP_PREFIX, _TEMP_SUFFIX = ".uploading-", ".tmp"  # other than LocalSink's, which it sweeps
 
 
@@ -96,7 +97,7 @@ class FsspecSink:
         self._shown = address_of(self._url)
         self._options = dict(storage_options or {})
         self.host = host_of(self._url, self._options)  # as LocatedSink has it
-        self._secrets = secrets_of(self._url, self._options)
+        self._secrets = secrets_of(self._url, {**configured(self._url), **self._options})
         self._clients = Clients(self._connect, shared=bool(getattr(kind, "async_impl", False)))
 
     @property
@@ -150,6 +151,8 @@ class FsspecSink:
             details = getattr(stream, "details", None)
         if details and details.get("type") == "directory":
             raise ArtifactNotFound(f"{self.uri} holds no {key}.")
+        if details:
+            self._must_be_the_stores(details, reading)
         return cast(
             "BinaryIO",
             io.BufferedReader(
@@ -174,18 +177,18 @@ class FsspecSink:
             with suppress(ArtifactNotFound), self._translating(f"{self._address(key)} could not be deleted"):
                 fs.rm_file(path)
 
-    def sweep(self, older_than: timedelta) -> builtins.list[str]:
-        """Abort the uploads in parts that nobody finished in the time given, on S3; other stores forget them alone.
+    def sweep(self, older_than: timedelta) -> builtins.list[str] | None:
+        """Abort the uploads in parts that nobody finished in the time given, on S3.
 
         Returns
         -------
-        list of str
-            Printable address of the object that each was to become.
+        list of str or None
+            Printable address of the object that each was to become. None for other stores.
         """
         with self._client() as fs:
-            return (
-                [] if not hasattr(fs, "call_s3") else self._abort_uploads(fs, datetime.now(timezone.utc) - older_than)
-            )
+            if not hasattr(fs, "call_s3"):
+                return None
+            return self._abort_uploads(fs, datetime.now(timezone.utc) - older_than)
 
     def _abort_uploads(self, fs: Any, before: datetime) -> builtins.list[str]:
         bucket, folder, _ = fs.split_path(self._root)
@@ -331,7 +334,9 @@ class FsspecSink:
     def _info(self, fs: Any, path: str, looking: str) -> Mapping[str, Any]:
         if not hasattr(fs, "call_s3"):
             with self._translating(looking):
-                return cast("Mapping[str, Any]", fs.info(path))
+                info = cast("Mapping[str, Any]", fs.info(path))
+            self._must_be_the_stores(info, looking)
+            return info
         # S3 itself: s3fs's `info` drops how the object is encrypted, and looks for folders.
         bucket, name, _ = fs.split_path(path)
         with self._translating(looking):
@@ -346,6 +351,7 @@ class FsspecSink:
         with suppress(ArtifactNotFound), self._translating(listing):
             found = fs.find(base, prefix=prefix, detail=True)
         if not isinstance(found, Mapping):  # adlfs, when an object has the run's own name
+            self._must_be_a_listing(fs, base, listing)
             return
         nothing = True
         for name, info in found.items():
@@ -359,13 +365,25 @@ class FsspecSink:
             self._must_be_a_listing(fs, base, listing)
 
     def _must_be_a_listing(self, fs: Any, base: str, listing: str) -> None:
-        """See that it is S3 that holds nothing: a proxy's page reads like an empty listing."""
+        """See that it is the store that holds nothing: a proxy's page reads like an empty listing.
+
+        S3 says whose listing it is. adlfs keeps nothing of Azure's, so the object of the folder's own name is asked
+        for: what makes up listings alone is not noticed. Other stores are believed.
+        """
+        if self._scheme in _AZURE:
+            with suppress(ArtifactNotFound):
+                self._info(fs, base, listing)
         if not hasattr(fs, "call_s3"):
             return
         bucket, name, _ = fs.split_path(base)
         with suppress(ArtifactNotFound), self._translating(listing):
             if "Name" not in fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=name, MaxKeys=1):
                 raise made_up(listing)
+
+    def _must_be_the_stores(self, info: Mapping[str, Any], doing: str) -> None:
+        """See that it is Azure that has the object: it gives each an ETag, and a proxy's page has none."""
+        if self._scheme in _AZURE and info["type"] == "file" and not info.get("etag"):
+            raise made_up(doing)
 
     def _walk(self, fs: Any, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
         # Our own: fsspec's walk leaves out, in silence, the folders it fails to read.

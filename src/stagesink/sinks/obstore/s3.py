@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from stagesink.sinks.obstore.settings import Settings, authorities_of, folder_of
 _OPTIONS = {"key", "secret", "token", "anon", "endpoint_url", "client_kwargs", "config_kwargs", "username", "password"}
 _CLIENT = {"region_name", "endpoint_url"}
 _CONFIG = {"connect_timeout", "read_timeout", "request_checksum_calculation"}
+# Where S3 is under amazonaws.com, which is all that obstore knows: not in China, the European cloud and secret ones.
+_REGION = re.compile(r"(?:us-gov|us|eu|ap|sa|ca|me|af|il|mx)-[a-z]+-\d+")
 _CHECKSUM_HINT = (
     f"{TransientSinkError.default_hint} If it only speaks like S3, it may refuse checksums: "
     "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
@@ -96,7 +99,8 @@ def settings(uri: str, options: Mapping[str, Any], environ: Mapping[str, str]) -
     endpoint = s3_endpoint(options, environ)
     region = client.get("region_name") or environ.get("AWS_DEFAULT_REGION") or environ.get("AWS_REGION")
     # Without a region botocore finds the bucket's own; obstore does not. Express buckets have other endpoints.
-    if credentials is None or not (region or endpoint) or bucket.endswith("--x-s3") or not _is_plain(bucket):
+    known = bool(endpoint) or (isinstance(region, str) and _REGION.fullmatch(region) is not None)
+    if credentials is None or not known or bucket.endswith("--x-s3") or not _is_plain(bucket):
         return None
     if endpoint and "session_token" in credentials:
         return None  # obstore follows redirects, and takes the token along; AWS itself sends nobody to other hosts

@@ -17,7 +17,7 @@ from stagesink.errors import ArtifactNotFound, ConfigError, InvalidKey, RunNotFo
 from stagesink.redaction import address_of
 from stagesink.sinks._backend_errors import made_up
 from stagesink.sinks._forks import never_dropped_in_children
-from stagesink.sinks._hosts import host_of
+from stagesink.sinks._hosts import configured, host_of
 from stagesink.sinks.fsspec import FsspecSink, open_fsspec
 from stagesink.sinks.obstore import azure, google, s3, stores
 from stagesink.sinks.obstore.digests import Encryption, digests_of_head, md5_of
@@ -42,7 +42,7 @@ _budget = Budget()
 def open_obstore(uri: str, storage_options: Mapping[str, Any]) -> ArtifactSink:
     """Open an object store by obstore, or by fsspec where obstore does not do what is asked for."""
     settings = _PROVIDERS[scheme_of(uri)](uri, storage_options, os.environ) if stores.usable() else None
-    if settings is None:
+    if settings is None or configured(uri):  # which fsspec heeds, and may mean another store
         return open_fsspec(uri, storage_options)
     return ObstoreSink(uri, storage_options, settings)
 
@@ -154,9 +154,9 @@ class ObstoreSink:
         """Return a view for what writers leave each other, with fewer questions; see :class:`_Notes`."""
         return _Notes(self)
 
-    def sweep(self, older_than: timedelta) -> builtins.list[str]:
-        """Abort uploads that nobody finished; obstore cannot list them, so fsspec's client does it."""
-        return self._other().sweep(older_than)
+    def sweep(self, older_than: timedelta) -> builtins.list[str] | None:
+        """Abort uploads that nobody finished, on S3; obstore cannot list them, so fsspec's client does it."""
+        return self._other().sweep(older_than) if self._settings.kind == "S3Store" else None
 
     def close(self) -> None:
         """Let go of this process's connections."""

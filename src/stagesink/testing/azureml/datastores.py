@@ -26,11 +26,17 @@ class Datastore:
     container : str
     credential : {"Sas", "AccountKey", "None"}
         What the service hands out for it. With ``"None"``, clients show who they are to the storage account.
+    type : str
+        As the service calls it; a file share's (``"AzureFile"``) looks the same otherwise.
+    older_names : bool
+        Whether the secret is in ``sasToken`` or ``accountKey`` as well as in ``credential``.
     """
 
     name: str
     container: str
     credential: Credential = "Sas"
+    type: str = "AzureBlob"
+    older_names: bool = True
 
 
 @dataclass
@@ -75,15 +81,15 @@ class Datastores:
             "credential": sas or key,
             "clientCredentials": None,
             "isSas": kind == "Sas",
-            "accountKey": key,
-            "sasToken": sas,
+            "accountKey": key if datastore.older_names else None,
+            "sasToken": sas if datastore.older_names else None,
             "areWorkspaceManagedIdentitiesAllowed": False,
             "subscriptionId": None,
             "resourceGroup": None,
         }
         return {
             "name": datastore.name,
-            "dataStoreType": "AzureBlob",
+            "dataStoreType": datastore.type,
             "hasBeenValidated": True,
             "tags": {},
             "azureStorageSection": section,

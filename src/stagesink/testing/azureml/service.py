@@ -174,9 +174,28 @@ class FakeAzureML:
             f"/workspaces/{workspace.name}/datastores/{name}/paths/{quote(path)}"
         )
 
-    def add_datastore(self, name: str, container: str, credential: Credential = "Sas") -> None:
-        """Make a container, and let the workspace know it by a name."""
-        self._calls.datastores.add(Datastore(name, container, credential))
+    def add_datastore(
+        self,
+        name: str,
+        container: str,
+        credential: Credential = "Sas",
+        *,
+        type: str = "AzureBlob",
+        older_names: bool = True,
+    ) -> None:
+        """Make a container, and let the workspace know it by a name.
+
+        Parameters
+        ----------
+        name, container : str
+        credential : {"Sas", "AccountKey", "None"}
+            What the service hands out for it.
+        type : str
+            What the service says it is.
+        older_names : bool
+            Whether the secret stands under its older names too.
+        """
+        self._calls.datastores.add(Datastore(name, container, credential, type, older_names))
 
     def register(self, run_id: str, path: str) -> None:
         """Register a path with no blob behind it, as an upload does that dies half-way."""
