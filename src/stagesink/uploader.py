@@ -142,7 +142,8 @@ class ArtifactUploader:
             get_ready()
             if self._given_sink is None or isinstance(self._given_sink, str):
                 self._opener().close()
-        self.__dict__.pop("config", None)  # resolved at first use, as ever
+        for resolved in ("config", "_opener"):
+            self.__dict__.pop(resolved, None)  # at first use, as ever
 
     def __enter__(self) -> ArtifactUploader:
         return self
@@ -404,9 +405,9 @@ class ArtifactUploader:
             return self._given_sink
         return self._opener()
 
-    @property
+    @cached_property
     def _opener(self) -> Callable[[], ArtifactSink]:
-        """Opens the chosen sink, as often as it is called, also when this uploader is gone."""
+        """Opens the chosen sink, as often as it is called, also when this uploader or the active run is gone."""
         uri = choose_sink(self.config, cast("str | None", self._given_sink)).uri
         return _Opener(uri, self._storage_options(uri), self.config.artifacts.engine)
 
