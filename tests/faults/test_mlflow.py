@@ -9,6 +9,7 @@ import base64
 import logging
 import os
 import ssl
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from faults.proxy import Answer, CutRequest, DropReply, Fault, FaultProxy, Reset, Stall, TruncateReply
 from mlflow_servers import MlflowServer, mlflow_version
+from outside import small_disk
 from servers import free_port
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
@@ -530,6 +532,36 @@ def test_https_at_the_server_itself_names_the_remedy(mlflow_server: MlflowServer
 def test_http_where_https_is_spoken(tls_for: Callable[..., Tls], run_id: str, file: Path) -> None:
     error = failure(MlflowSink(f"mlflow+http://me:{PASSWORD}@127.0.0.1:{tls_for().port}"), run_id, file)
     assert isinstance(error, SinkError)
+
+
+# -- our own machine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["stagesink", "mlflow"])
+def test_a_full_temporary_folder_keeps_the_upload_and_says_so(
+    mlflow_server: MlflowServer,
+    run_id: str,
+    tmp_path: Path,
+    engine: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STAGESINK_ENGINE", engine)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
+    if engine == "mlflow":
+        pytest.importorskip("mlflow", reason="comes with an extra")
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "model.bin").write_bytes(os.urandom(3 << 20))
+    with small_disk(tmp_path / "small") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        uploader = ArtifactUploader(run_id, sink="mlflow:", attempts=1)
+        assert uploader.upload_packed_checkpoint(checkpoint, "best.tar.gz") is False
+        (line,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+        assert f"A temporary file could not be written in {disk}: No space left on device." in line
+        assert f"Free some space in {disk}, or set TMPDIR to another folder." in line
+        assert "kept in" in line
+    assert mlflow_server.listed(run_id) == {}
 
 
 def test_the_environment_is_left_as_it_was(uri: str, run_id: str, file: Path) -> None:
