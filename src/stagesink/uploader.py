@@ -236,7 +236,10 @@ class ArtifactUploader:
         *,
         trial_number: int | None = None,
     ) -> bool:
-        """Upload a checkpoint folder as one archive, packed while it is sent: no temporary copy.
+        """Upload a checkpoint folder as one archive, packed while it is sent, with no temporary copy.
+
+        An MLflow server must be told its size first, and mlflow's own client takes files alone: there it is written to
+        a temporary file (``TMPDIR``) before it is sent.
 
         Parameters
         ----------
