@@ -176,6 +176,18 @@ def test_an_authority_and_no_check_contradict_each_other():
         ({"https_proxy": "http://proxy:3128"}, HOST, None),
         ({"all_proxy": "http://proxy:3128"}, Address("https://host"), "http://proxy:3128"),
         ({"http_proxy": "http://proxy:3128", "no_proxy": "host"}, HOST, None),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "other, host:5000"}, HOST, None),
+        ({"http_proxy": "http://proxy:3128", "NO_PROXY": "corp:5000"}, Address("http://me:x@mlflow.corp:5000"), None),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "host:5001"}, HOST, "http://proxy:3128"),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "x, 10.0.0.0/8"}, Address("http://10.2.3.4:5000"), None),
+        ({"http_proxy": "http://proxy:3128", "NO_PROXY": "10.2.3.4"}, Address("http://10.2.3.4:5000"), None),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "10.2.0.1/16"}, Address("http://10.2.3.4"), None),
+        (
+            {"http_proxy": "http://proxy:3128", "no_proxy": "10.0.0.0/8"},
+            Address("http://11.0.0.1"),
+            "http://proxy:3128",
+        ),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "10.0.0.0/8"}, HOST, "http://proxy:3128"),
     ],
 )
 def test_proxies_come_from_the_environment(monkeypatch, environ, address, proxy):

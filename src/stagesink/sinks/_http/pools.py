@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -211,7 +212,22 @@ def _shared_context(bundle: str | None, system: str | None, authorities: tuple[s
 def _proxy_for(url: str) -> str | None:
     parts = urlsplit(url)
     proxies = getproxies()
-    if proxy_bypass(parts.hostname or ""):
+    host = parts.hostname or ""
+    with_port = parts.netloc.rpartition("@")[2]
+    if proxy_bypass(host) or proxy_bypass(with_port) or _is_in_a_range(host, proxies.get("no", "")):
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def _is_in_a_range(host: str, ranges: str) -> bool:
+    """Tell whether NO_PROXY has an address range that holds this one, as requests reads it and urllib does not."""
+    try:
+        address = ip_address(host)
+    except ValueError:  # a name
+        return False
+    for each in ranges.split(","):
+        with suppress(ValueError):
+            if address in ip_network(each.strip(), strict=False):
+                return True
+    return False
