@@ -20,6 +20,7 @@ pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 import urllib3
 
 from stagesink.errors import ConfigError, SinkAuthError
+from stagesink.sinks._http import pools
 from stagesink.sinks.mlflow import connection
 from stagesink.sinks.mlflow.address import Address
 
@@ -159,6 +160,40 @@ def test_what_requests_trusts_may_be_a_folder_and_is_named_when_it_cannot_be_rea
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
         with pytest.raises(ConfigError, match="REQUESTS_CA_BUNDLE has no certificate that can be read"):
             connection.pool_manager(TLS_HOST, {})
+
+
+def test_curls_variable_counts_where_requests_own_is_not_set(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    for name, value in (("CURL_CA_BUNDLE", "curl"), ("REQUESTS_CA_BUNDLE", "requests")):
+        monkeypatch.setenv(name, str(tmp_path / value))
+        for manager in (lambda: connection.pool_manager(TLS_HOST, {}), lambda: pools.pool_manager("https://host")):
+            with pytest.raises(ConfigError, match=f"{name} has no certificate that can be read"):
+                manager()
+
+
+def test_what_is_trusted_is_read_again_when_a_variable_names_something_else(tmp_path: Path, monkeypatch):
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def authorities() -> int:
+        return len(pools.pool_manager("https://host").connection_pool_kw["ssl_context"].get_ca_certs())
+
+    before = authorities()
+    trustme = pytest.importorskip("trustme", reason="comes with the tests")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "own.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "own.pem"))
+    assert authorities() == 1 < before
+
+
+def test_a_named_authority_stands_in_place_of_all_others(tmp_path: Path):
+    trustme = pytest.importorskip("trustme", reason="comes with the tests")
+    trustme.CA(organization_name="ours").cert_pem.write_to_path(tmp_path / "own.pem")
+    environ = {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(tmp_path / "own.pem")}
+    context = connection.pool_manager(TLS_HOST, environ).connection_pool_kw["ssl_context"]
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+    (found,) = context.get_ca_certs()
+    assert "ours" in str(found["subject"])
 
 
 def test_an_authority_and_no_check_contradict_each_other():

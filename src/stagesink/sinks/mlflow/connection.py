@@ -169,9 +169,9 @@ def _ssl_context(environ: Mapping[str, str]) -> ssl.SSLContext:
             "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH contradict each other.",
             hint="Unset one of them.",
         )
-    context = pools.default_context()
-    if authorities:
-        pools.trust(context, authorities, "MLFLOW_TRACKING_SERVER_CERT_PATH")
+    # In place of what is trusted otherwise, as in mlflow: who names an authority may mean to shut out the others.
+    named = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+    context = pools.context_of(authorities, named) if authorities else pools.default_context()
     if own := environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
         with pools.reading_certificates("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
             context.load_cert_chain(own)
