@@ -128,6 +128,9 @@ class Case:
 
 
 CASES = {
+    "400": Case(Answer(400), SinkError, "answered 400. Choose another artifact path, or look into the server's log."),
+    "405": Case(Answer(405), SinkError, "answered 405. Choose another artifact path, or look into the server's log."),
+    "501": Case(Answer(501), SinkError, "answered 501. Choose another artifact path, or look into the server's log."),
     "401": Case(Answer(401), SinkAuthError, "Check MLFLOW_TRACKING_TOKEN"),
     "403": Case(Answer(403), SinkAuthError, "Check MLFLOW_TRACKING_TOKEN"),
     "413": Case(Answer(413), SinkQuotaError, "413"),
