@@ -6,6 +6,9 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
 from stagesink import open_sink
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import ConfigError, DeleteNotSupported, RunNotFound, SinkConflict
+from stagesink.errors import ConfigError, DeleteNotSupported, RunNotFound, SinkConflict, TransientSinkError
 from stagesink.sinks.mlflow import MlflowSink, direct
 from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.proxied import split_root
@@ -217,6 +220,57 @@ def test_a_run_is_looked_up_once(mlflow_server: MlflowServer) -> None:
         for name in ("a", "b"):
             sink.put(ArtifactKey(run_id, name), MemorySource(b"x"))
         assert sum("runs/get" in path for _, path in proxy.requests) == 1
+
+
+def test_a_run_is_looked_up_once_by_threads_that_start_together(mlflow_server: MlflowServer) -> None:
+    from faults.proxy import FaultProxy
+
+    runs = [mlflow_server.run() for _ in range(2)]
+    with FaultProxy(mlflow_server.port) as proxy, ThreadPoolExecutor(8) as pool:
+        sink = MlflowSink(f"mlflow+http://127.0.0.1:{proxy.port}")
+        together = threading.Barrier(8)
+
+        def ask(number: int) -> object:
+            together.wait(30)
+            return sink.stat(ArtifactKey(runs[number % 2], "a"))
+
+        assert list(pool.map(ask, range(8))) == [None] * 8
+        assert sum("runs/get" in path for _, path in proxy.requests) == len(runs)
+        assert not sink._looking
+
+
+def test_a_look_up_that_fails_fails_nobody_else(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = mlflow_server.run()
+    sink = MlflowSink(mlflow_server.sink_uri)
+    asked, first, find = threading.Event(), iter([True]), sink._find
+
+    def failing_once(run_id: str) -> Any:
+        if next(first, False):
+            asked.set()
+            while len(waiting) == 0 or not waiting[0].running():
+                time.sleep(0.001)
+            raise TransientSinkError("once")
+        return find(run_id)
+
+    monkeypatch.setattr(sink, "_find", failing_once)
+    waiting: list[Future[object]] = []
+    with ThreadPoolExecutor(2) as pool:
+        failed = pool.submit(sink.stat, ArtifactKey(run_id, "a"))
+        assert asked.wait(30)
+        waiting.append(pool.submit(sink.stat, ArtifactKey(run_id, "a")))
+        assert isinstance(failed.exception(30), TransientSinkError)
+        assert waiting[0].result(30) is None
+
+
+def test_a_run_is_found_though_the_servers_version_is_not(mlflow_server: MlflowServer) -> None:
+    from faults.proxy import FaultProxy, Reset
+
+    run_id = mlflow_server.run()
+    with FaultProxy(mlflow_server.port) as proxy:
+        proxy.plan(Reset(), path="/version")
+        sink = MlflowSink(f"mlflow+http://127.0.0.1:{proxy.port}")
+        sink.put(ArtifactKey(run_id, "a"), MemorySource(b"x"))
+        assert sink.removes(run_id)  # as of any that does not tell
 
 
 def test_a_writers_note_is_listed_and_removed_by_one_request_each(mlflow_server: MlflowServer) -> None:
