@@ -100,22 +100,65 @@ def test_the_workspace_goes_along():
     assert connection.headers(HOST, {"MLFLOW_WORKSPACE": " team "})["X-MLFLOW-WORKSPACE"] == "team"
 
 
-def test_header_plug_ins_are_asked_each_time(tmp_path, monkeypatch):
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """Install header plug-ins: by name, where in the module the provider is."""
     (tmp_path / "header_plugin.py").write_text(
-        "class Provider:\n"
-        "    def in_context(self): return True\n"
-        "    def request_headers(self): return {'X-From': 'plugin'}\n"
+        """class Provider:
+    def in_context(self): return True
+    def request_headers(self): return {'X-From': 'plugin'}
+class Failing(Provider):
+    def request_headers(self): raise ValueError("with t0ken")
+class Unable(Provider):
+    def __init__(self): raise OSError(13, "no")
+class Lost(Provider):
+    def in_context(self): raise KeyError("lost")
+class Numbered(Provider):
+    def request_headers(self): return 7
+"""
     )
-    info = tmp_path / "plugin-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mlflow.request_header_provider]\nours = header_plugin:Provider\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    connection._plugins.cache_clear()
-    try:
-        assert connection.headers(HOST, {})["X-From"] == "plugin"
-    finally:
+
+    def plugins(**names: str) -> None:
+        info = tmp_path / "plugin-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+        lines = [f"{name} = {module}" for name, module in names.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[mlflow.request_header_provider]", *lines, ""]))
         connection._plugins.cache_clear()
+
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(connection, "_warned", {})
+    yield plugins
+    connection._plugins.cache_clear()
+    sys.modules.pop("header_plugin", None)
+
+
+def test_header_plug_ins_are_asked_each_time(plugins):
+    plugins(ours="header_plugin:Provider")
+    assert connection.headers(HOST, {})["X-From"] == "plugin"
+
+
+def test_a_header_plug_in_that_fails_is_warned_of_once_and_left_out(plugins, caplog):
+    plugins(
+        absent="not_a_module:Provider",
+        failing="header_plugin:Failing",
+        unable="header_plugin:Unable",
+        lost="header_plugin:Lost",
+        numbered="header_plugin:Numbered",
+        ours="header_plugin:Provider",
+    )
+    for _ in range(3):
+        assert connection.headers(HOST, {})["X-From"] == "plugin"
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        f"mlflow's header plug-in {name!r} failed: {kind}. Requests go without what it adds."
+        for name, kind in [
+            ("absent", "ModuleNotFoundError"),
+            ("failing", "ValueError"),
+            ("lost", "KeyError"),
+            ("numbered", "TypeError"),
+            ("unable", "Permission denied (PermissionError)"),
+        ]
+    ]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
