@@ -23,7 +23,8 @@ from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import ConfigError, DeleteNotSupported, RunNotFound, SinkConflict, TransientSinkError
 from stagesink.sinks.mlflow import MlflowSink, direct
 from stagesink.sinks.mlflow.address import Address
-from stagesink.sinks.mlflow.proxied import split_root
+from stagesink.sinks.mlflow.client import ClientRoot
+from stagesink.sinks.mlflow.proxied import ProxiedRoot, split_root
 from stagesink.transfer import Transfer, list_committed, plan_file, plan_tree
 
 HOST = Address("http://host:5000/prefix")
@@ -209,6 +210,59 @@ def test_a_direct_store_gets_mlflows_extra_arguments(
     stored = MlflowSink(mlflow_server.sink_uri).put(ArtifactKey(run_id, "a.bin"), MemorySource(b"x"))
     head = mlflow_moto.boto3().head_object(Bucket="mlflow", Key=f"extra/{run_id}/artifacts/a.bin")
     assert (head["StorageClass"], stored.uri) == ("STANDARD_IA", f"s3://mlflow/extra/{run_id}/artifacts/a.bin")
+
+
+def test_what_mlflows_own_client_wrote_is_read(mlflow: Any, mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    wrote = {
+        "metrics.json": b"{}",
+        "a b/metrics.json": b"{}",
+        "tree/größe.bin": bytes(range(256)) * 5000,
+        "tree/sub/+ 1/empty": b"",
+    }
+    for path, data in wrote.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    run_id = mlflow_server.run()
+    with mlflow_server.client() as client:
+        client.log_artifact(run_id, str(tmp_path / "metrics.json"))
+        client.log_artifact(run_id, str(tmp_path / "metrics.json"), "a b")
+        client.log_artifacts(run_id, str(tmp_path / "tree"), "tree")
+    sink = MlflowSink(mlflow_server.sink_uri)
+    assert isinstance(sink._root(run_id), ProxiedRoot)
+    assert {each.key.path: each.size for each in sink.list(run_id)} == {path: len(data) for path, data in wrote.items()}
+    assert {each.key.path for each in sink.list(run_id, "tree")} == {path for path in wrote if path.startswith("tree/")}
+    for path, data in wrote.items():
+        key = ArtifactKey(run_id, path)
+        assert (stored := sink.stat(key)) is not None
+        assert stored.size == len(data)
+        with sink.open(key) as stream:
+            assert stream.read() == data
+    sink.close()
+
+
+def test_a_root_that_a_plug_in_of_mlflows_knows_goes_by_its_client(
+    mlflow: Any, mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.artifact import artifact_repository_registry
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    class Plugged(LocalArtifactRepository):  # type: ignore[misc,unused-ignore]
+        """A folder, by a scheme that is nobody's."""
+
+        def __init__(self, artifact_uri: str, *others: Any, **named: Any) -> None:
+            super().__init__(artifact_uri.replace("plugged:", "file:"), *others, **named)
+
+    registry = artifact_repository_registry._artifact_repository_registry
+    monkeypatch.setattr(registry, "_registry", {**registry._registry, "plugged": Plugged})
+    run_id = mlflow_server.run(mlflow_server.experiment(f"plugged://{tmp_path}/kept"))
+    sink, key = MlflowSink(mlflow_server.sink_uri), ArtifactKey(run_id, "a/b.bin")
+    assert isinstance(sink._root(run_id), ClientRoot)
+    stored = sink.put(key, MemorySource(b"through the plug-in"))
+    assert (tmp_path / "kept" / run_id / "artifacts/a/b.bin").read_bytes() == b"through the plug-in"
+    assert [sink.stat(key), *sink.list(run_id)] == [stored, stored]
+    with sink.open(key) as stream:
+        assert stream.read() == b"through the plug-in"
+    assert not sink.removes(run_id)
 
 
 def test_a_run_is_looked_up_once(mlflow_server: MlflowServer) -> None:
