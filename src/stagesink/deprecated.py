@@ -1,7 +1,8 @@
 """The functions that stagesink replaces, for code that still calls them: an import is all that changes.
 
-They land where they always did and answer with the same booleans. Each call warns with what to write instead;
-``stagesink migrate`` lists the calls of a whole code base.
+They land where they always did, but for an archive, which lands at its destination itself where an older
+:func:`upload_checkpoint_archive` made a folder of that name. They answer with the same booleans. Each call warns with
+what to write instead; ``stagesink migrate`` lists the calls of a whole code base.
 """
 
 from __future__ import annotations

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagesink.errors import ConfigError
 from stagesink.redaction import without_secrets
+from stagesink.runs import active_tracking_uri
 from stagesink.sinks.registry import scheme_of
 
 if TYPE_CHECKING:
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 AUTO = "auto"
 DEFAULT_SINK = "file:./artifacts"
 """Where ``auto`` goes when nothing speaks for another place; relative to the working folder."""
+
+
+_BARE_WORDS = ("databricks", "databricks-uc")
+"""Tracking URIs of mlflow's without a colon that are no paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,9 @@ class SinkChoice:
 def choose_sink(config: Config, argument: str | None = None, environ: Mapping[str, str] = os.environ) -> SinkChoice:
     """Choose the sink: argument, ``STAGESINK_SINK``, ``artifacts.sink``, else what the surroundings call for.
 
-    ``auto`` takes Azure ML inside its jobs, then what ``MLFLOW_TRACKING_URI`` names, then a local folder. It never puts
-    artifacts elsewhere because a package for that is missing.
+    ``auto`` takes Azure ML inside its jobs, then the store of the MLflow run that is active in this thread, then what
+    ``MLFLOW_TRACKING_URI`` names, then a local folder. It never puts artifacts elsewhere because a package for that is
+    missing.
 
     Parameters
     ----------
@@ -75,11 +82,30 @@ def _surroundings(environ: Mapping[str, str]) -> SinkChoice:
     workspace = environ.get("AZUREML_ARM_WORKSPACE_NAME")
     if environ.get("AZUREML_RUN_ID") and (workspace or to_azure):
         return SinkChoice("azureml:", "this is an Azure ML job (AZUREML_RUN_ID is set)")
+    active = active_tracking_uri()
+    if active is not None and not _is_same(active, tracking):
+        # mlflow's default store, or mlflow.set_tracking_uri before MLflow 3, which sets no variable: the run is there.
+        return SinkChoice(_sink_of(active), f"an MLflow run is active in {without_secrets(active)!r}")
     if tracking:
         return SinkChoice(
             "azureml:" if to_azure else "mlflow:", f"MLFLOW_TRACKING_URI is {without_secrets(tracking)!r}"
         )
     return SinkChoice(DEFAULT_SINK, "nothing names a sink, an Azure ML job or an MLflow server")
+
+
+def _is_same(active: str, tracking: str) -> bool:
+    return active.strip().rstrip("/") == tracking.strip().rstrip("/")
+
+
+def _sink_of(tracking_uri: str) -> str:
+    scheme = scheme_of(tracking_uri)
+    if scheme == "azureml":
+        return tracking_uri
+    if tracking_uri in _BARE_WORDS:
+        return f"mlflow+{tracking_uri}:"
+    if scheme == "file" and ":" not in tracking_uri:  # mlflow takes bare paths too
+        return f"mlflow+{Path(tracking_uri).absolute().as_uri()}"
+    return f"mlflow+{tracking_uri}"
 
 
 def storage_options_for(config: Config, uri: str) -> Mapping[str, Any]:

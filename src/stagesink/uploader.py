@@ -143,7 +143,8 @@ class ArtifactUploader:
             get_ready()
             if self._given_sink is None or isinstance(self._given_sink, str):
                 self._opener().close()
-        self.__dict__.pop("config", None)  # resolved at first use, as ever
+        for resolved in ("config", "_opener"):
+            self.__dict__.pop(resolved, None)  # at first use, as ever
 
     def __enter__(self) -> ArtifactUploader:
         return self
@@ -244,7 +245,10 @@ class ArtifactUploader:
         *,
         trial_number: int | None = None,
     ) -> bool:
-        """Upload a checkpoint folder as one archive, packed while it is sent: no temporary copy.
+        """Upload a checkpoint folder as one archive, packed while it is sent, with no temporary copy.
+
+        An MLflow server must be told its size first, and mlflow's own client takes files alone: there it is written to
+        a temporary file (``TMPDIR``) before it is sent.
 
         Parameters
         ----------
@@ -413,9 +417,9 @@ class ArtifactUploader:
             return self._given_sink
         return self._opener()
 
-    @property
+    @cached_property
     def _opener(self) -> Callable[[], ArtifactSink]:
-        """Opens the chosen sink, as often as it is called, also when this uploader is gone."""
+        """Opens the chosen sink, as often as it is called, also when this uploader or the active run is gone."""
         uri = choose_sink(self.config, cast("str | None", self._given_sink)).uri
         return _Opener(uri, self._storage_options(uri), self.config.artifacts.engine)
 

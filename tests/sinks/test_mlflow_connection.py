@@ -20,6 +20,7 @@ pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 import urllib3
 
 from stagesink.errors import ConfigError, SinkAuthError
+from stagesink.sinks._http import pools
 from stagesink.sinks.mlflow import connection
 from stagesink.sinks.mlflow.address import Address
 
@@ -99,22 +100,65 @@ def test_the_workspace_goes_along():
     assert connection.headers(HOST, {"MLFLOW_WORKSPACE": " team "})["X-MLFLOW-WORKSPACE"] == "team"
 
 
-def test_header_plug_ins_are_asked_each_time(tmp_path, monkeypatch):
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """Install header plug-ins: by name, where in the module the provider is."""
     (tmp_path / "header_plugin.py").write_text(
-        "class Provider:\n"
-        "    def in_context(self): return True\n"
-        "    def request_headers(self): return {'X-From': 'plugin'}\n"
+        """class Provider:
+    def in_context(self): return True
+    def request_headers(self): return {'X-From': 'plugin'}
+class Failing(Provider):
+    def request_headers(self): raise ValueError("with t0ken")
+class Unable(Provider):
+    def __init__(self): raise OSError(13, "no")
+class Lost(Provider):
+    def in_context(self): raise KeyError("lost")
+class Numbered(Provider):
+    def request_headers(self): return 7
+"""
     )
-    info = tmp_path / "plugin-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mlflow.request_header_provider]\nours = header_plugin:Provider\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    connection._plugins.cache_clear()
-    try:
-        assert connection.headers(HOST, {})["X-From"] == "plugin"
-    finally:
+
+    def plugins(**names: str) -> None:
+        info = tmp_path / "plugin-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+        lines = [f"{name} = {module}" for name, module in names.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[mlflow.request_header_provider]", *lines, ""]))
         connection._plugins.cache_clear()
+
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(connection, "_warned", {})
+    yield plugins
+    connection._plugins.cache_clear()
+    sys.modules.pop("header_plugin", None)
+
+
+def test_header_plug_ins_are_asked_each_time(plugins):
+    plugins(ours="header_plugin:Provider")
+    assert connection.headers(HOST, {})["X-From"] == "plugin"
+
+
+def test_a_header_plug_in_that_fails_is_warned_of_once_and_left_out(plugins, caplog):
+    plugins(
+        absent="not_a_module:Provider",
+        failing="header_plugin:Failing",
+        unable="header_plugin:Unable",
+        lost="header_plugin:Lost",
+        numbered="header_plugin:Numbered",
+        ours="header_plugin:Provider",
+    )
+    for _ in range(3):
+        assert connection.headers(HOST, {})["X-From"] == "plugin"
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        f"mlflow's header plug-in {name!r} failed: {kind}. Requests go without what it adds."
+        for name, kind in [
+            ("absent", "ModuleNotFoundError"),
+            ("failing", "ValueError"),
+            ("lost", "KeyError"),
+            ("numbered", "TypeError"),
+            ("unable", "Permission denied (PermissionError)"),
+        ]
+    ]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
@@ -161,6 +205,40 @@ def test_what_requests_trusts_may_be_a_folder_and_is_named_when_it_cannot_be_rea
             connection.pool_manager(TLS_HOST, {})
 
 
+def test_curls_variable_counts_where_requests_own_is_not_set(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    for name, value in (("CURL_CA_BUNDLE", "curl"), ("REQUESTS_CA_BUNDLE", "requests")):
+        monkeypatch.setenv(name, str(tmp_path / value))
+        for manager in (lambda: connection.pool_manager(TLS_HOST, {}), lambda: pools.pool_manager("https://host")):
+            with pytest.raises(ConfigError, match=f"{name} has no certificate that can be read"):
+                manager()
+
+
+def test_what_is_trusted_is_read_again_when_a_variable_names_something_else(tmp_path: Path, monkeypatch):
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def authorities() -> int:
+        return len(pools.pool_manager("https://host").connection_pool_kw["ssl_context"].get_ca_certs())
+
+    before = authorities()
+    trustme = pytest.importorskip("trustme", reason="comes with the tests")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "own.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "own.pem"))
+    assert authorities() == 1 < before
+
+
+def test_a_named_authority_stands_in_place_of_all_others(tmp_path: Path):
+    trustme = pytest.importorskip("trustme", reason="comes with the tests")
+    trustme.CA(organization_name="ours").cert_pem.write_to_path(tmp_path / "own.pem")
+    environ = {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(tmp_path / "own.pem")}
+    context = connection.pool_manager(TLS_HOST, environ).connection_pool_kw["ssl_context"]
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+    (found,) = context.get_ca_certs()
+    assert "ours" in str(found["subject"])
+
+
 def test_an_authority_and_no_check_contradict_each_other():
     environ = {"MLFLOW_TRACKING_SERVER_CERT_PATH": "x", "MLFLOW_TRACKING_INSECURE_TLS": "1"}
     with pytest.raises(ConfigError, match="contradict each other"):
@@ -176,6 +254,18 @@ def test_an_authority_and_no_check_contradict_each_other():
         ({"https_proxy": "http://proxy:3128"}, HOST, None),
         ({"all_proxy": "http://proxy:3128"}, Address("https://host"), "http://proxy:3128"),
         ({"http_proxy": "http://proxy:3128", "no_proxy": "host"}, HOST, None),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "other, host:5000"}, HOST, None),
+        ({"http_proxy": "http://proxy:3128", "NO_PROXY": "corp:5000"}, Address("http://me:x@mlflow.corp:5000"), None),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "host:5001"}, HOST, "http://proxy:3128"),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "x, 10.0.0.0/8"}, Address("http://10.2.3.4:5000"), None),
+        ({"http_proxy": "http://proxy:3128", "NO_PROXY": "10.2.3.4"}, Address("http://10.2.3.4:5000"), None),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "10.2.0.1/16"}, Address("http://10.2.3.4"), None),
+        (
+            {"http_proxy": "http://proxy:3128", "no_proxy": "10.0.0.0/8"},
+            Address("http://11.0.0.1"),
+            "http://proxy:3128",
+        ),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "10.0.0.0/8"}, HOST, "http://proxy:3128"),
     ],
 )
 def test_proxies_come_from_the_environment(monkeypatch, environ, address, proxy):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from faults.proxy import Answer, FaultProxy
@@ -19,7 +23,8 @@ pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import SinkAuthError, SinkError, SourceChanged, TransientSinkError
-from stagesink.sinks.mlflow import MlflowSink
+from stagesink.sinks._http.client import HttpClient
+from stagesink.sinks.mlflow import MlflowSink, multipart
 from stagesink.testing import GeneratedSource
 from stagesink.transfer import Transfer, TransferOptions, plan_file
 
@@ -179,6 +184,51 @@ def test_a_store_that_only_the_server_reaches_gets_the_object_through_it(
     assert calls(proxy) == ["create", "abort", "whole"]
 
 
+def test_a_signed_url_that_has_ended_sends_the_object_through_the_server(
+    sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, mlflow_moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink._store, "_connect", lambda: _refusing_pool(403))
+    with pytest.raises(TransientSinkError, match="answered 403 to a signed URL, whose time may be over") as caught:
+        sink.put(key, GeneratedSource(SIZE, seed=1))
+    assert "MLFLOW_TRACKING_TOKEN" not in str(caught.value)
+    assert unfinished(mlflow_moto, key.run_id) == []
+    source = GeneratedSource(SIZE, seed=1)
+    sink.put(key, source)
+    assert calls(proxy) == ["create", "abort", "whole"]
+    with sink.open(key) as stream:
+        assert hashlib.sha256(stream.read()).hexdigest() == source.digest()
+
+
+def test_the_parts_size_bounds_how_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, count = 60 << 20, 10
+    monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", str(part))
+    way = multipart.Multipart(HttpClient("server", _dead_pool), HttpClient("store", _dead_pool), "http://server")
+    monkeypatch.setattr(
+        way, "_call", lambda *_, **__: {"upload_id": "1", "credentials": [{"url": "http://store"}] * count}
+    )
+    held, most, lock = 0, 0, threading.Lock()
+
+    def pieces(*_: object) -> Iterator[memoryview]:
+        nonlocal held, most
+        for _each in range(count):
+            with lock:
+                held += 1
+                most = max(most, held)
+            yield memoryview(b"x")
+
+    def send(*_: object) -> dict[str, object]:
+        nonlocal held
+        time.sleep(0.005)
+        with lock:
+            held -= 1
+        return {}
+
+    monkeypatch.setattr(multipart, "cut", pieces)
+    monkeypatch.setattr(way, "_send_one", send)
+    way.put("run/big.bin", io.BytesIO(), part * count, None)
+    assert most == 2
+
+
 def test_a_source_that_ends_early_leaves_nothing(
     sink: MlflowSink, proxy: FaultProxy, key: ArtifactKey, mlflow_moto: S3Server
 ) -> None:
@@ -271,7 +321,17 @@ def test_the_engine_lands_it(sink: MlflowSink, key: ArtifactKey, tmp_path: objec
     assert (receipt.status, receipt.verified_by) == ("uploaded", "readback")
 
 
-def _dead_pool() -> object:
+def _refusing_pool(status: int) -> object:
+    import urllib3
+
+    class Refusing(urllib3.PoolManager):
+        def urlopen(self, method: str, url: str, redirect: bool = True, **kw: object) -> urllib3.BaseHTTPResponse:
+            return urllib3.HTTPResponse(b"<Error>Request has expired</Error>", status=status, version=11)
+
+    return Refusing(retries=False)
+
+
+def _dead_pool() -> Any:
     import urllib3
 
     class Dead(urllib3.PoolManager):

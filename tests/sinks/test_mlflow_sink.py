@@ -6,6 +6,9 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
 from stagesink import open_sink
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import ConfigError, DeleteNotSupported, RunNotFound, SinkConflict
+from stagesink.errors import ConfigError, DeleteNotSupported, RunNotFound, SinkConflict, TransientSinkError
 from stagesink.sinks.mlflow import MlflowSink, direct
 from stagesink.sinks.mlflow.address import Address
-from stagesink.sinks.mlflow.proxied import split_root
+from stagesink.sinks.mlflow.client import ClientRoot
+from stagesink.sinks.mlflow.proxied import ProxiedRoot, split_root
 from stagesink.transfer import Transfer, list_committed, plan_file, plan_tree
 
 HOST = Address("http://host:5000/prefix")
@@ -208,6 +212,59 @@ def test_a_direct_store_gets_mlflows_extra_arguments(
     assert (head["StorageClass"], stored.uri) == ("STANDARD_IA", f"s3://mlflow/extra/{run_id}/artifacts/a.bin")
 
 
+def test_what_mlflows_own_client_wrote_is_read(mlflow: Any, mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    wrote = {
+        "metrics.json": b"{}",
+        "a b/metrics.json": b"{}",
+        "tree/größe.bin": bytes(range(256)) * 5000,
+        "tree/sub/+ 1/empty": b"",
+    }
+    for path, data in wrote.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    run_id = mlflow_server.run()
+    with mlflow_server.client() as client:
+        client.log_artifact(run_id, str(tmp_path / "metrics.json"))
+        client.log_artifact(run_id, str(tmp_path / "metrics.json"), "a b")
+        client.log_artifacts(run_id, str(tmp_path / "tree"), "tree")
+    sink = MlflowSink(mlflow_server.sink_uri)
+    assert isinstance(sink._root(run_id), ProxiedRoot)
+    assert {each.key.path: each.size for each in sink.list(run_id)} == {path: len(data) for path, data in wrote.items()}
+    assert {each.key.path for each in sink.list(run_id, "tree")} == {path for path in wrote if path.startswith("tree/")}
+    for path, data in wrote.items():
+        key = ArtifactKey(run_id, path)
+        assert (stored := sink.stat(key)) is not None
+        assert stored.size == len(data)
+        with sink.open(key) as stream:
+            assert stream.read() == data
+    sink.close()
+
+
+def test_a_root_that_a_plug_in_of_mlflows_knows_goes_by_its_client(
+    mlflow: Any, mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.artifact import artifact_repository_registry
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    class Plugged(LocalArtifactRepository):  # type: ignore[misc,unused-ignore]
+        """A folder, by a scheme that is nobody's."""
+
+        def __init__(self, artifact_uri: str, *others: Any, **named: Any) -> None:
+            super().__init__(artifact_uri.replace("plugged:", "file:"), *others, **named)
+
+    registry = artifact_repository_registry._artifact_repository_registry
+    monkeypatch.setattr(registry, "_registry", {**registry._registry, "plugged": Plugged})
+    run_id = mlflow_server.run(mlflow_server.experiment(f"plugged://{tmp_path}/kept"))
+    sink, key = MlflowSink(mlflow_server.sink_uri), ArtifactKey(run_id, "a/b.bin")
+    assert isinstance(sink._root(run_id), ClientRoot)
+    stored = sink.put(key, MemorySource(b"through the plug-in"))
+    assert (tmp_path / "kept" / run_id / "artifacts/a/b.bin").read_bytes() == b"through the plug-in"
+    assert [sink.stat(key), *sink.list(run_id)] == [stored, stored]
+    with sink.open(key) as stream:
+        assert stream.read() == b"through the plug-in"
+    assert not sink.removes(run_id)
+
+
 def test_a_run_is_looked_up_once(mlflow_server: MlflowServer) -> None:
     from faults.proxy import FaultProxy
 
@@ -217,6 +274,57 @@ def test_a_run_is_looked_up_once(mlflow_server: MlflowServer) -> None:
         for name in ("a", "b"):
             sink.put(ArtifactKey(run_id, name), MemorySource(b"x"))
         assert sum("runs/get" in path for _, path in proxy.requests) == 1
+
+
+def test_a_run_is_looked_up_once_by_threads_that_start_together(mlflow_server: MlflowServer) -> None:
+    from faults.proxy import FaultProxy
+
+    runs = [mlflow_server.run() for _ in range(2)]
+    with FaultProxy(mlflow_server.port) as proxy, ThreadPoolExecutor(8) as pool:
+        sink = MlflowSink(f"mlflow+http://127.0.0.1:{proxy.port}")
+        together = threading.Barrier(8)
+
+        def ask(number: int) -> object:
+            together.wait(30)
+            return sink.stat(ArtifactKey(runs[number % 2], "a"))
+
+        assert list(pool.map(ask, range(8))) == [None] * 8
+        assert sum("runs/get" in path for _, path in proxy.requests) == len(runs)
+        assert not sink._looking
+
+
+def test_a_look_up_that_fails_fails_nobody_else(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = mlflow_server.run()
+    sink = MlflowSink(mlflow_server.sink_uri)
+    asked, first, find = threading.Event(), iter([True]), sink._find
+
+    def failing_once(run_id: str) -> Any:
+        if next(first, False):
+            asked.set()
+            while len(waiting) == 0 or not waiting[0].running():
+                time.sleep(0.001)
+            raise TransientSinkError("once")
+        return find(run_id)
+
+    monkeypatch.setattr(sink, "_find", failing_once)
+    waiting: list[Future[object]] = []
+    with ThreadPoolExecutor(2) as pool:
+        failed = pool.submit(sink.stat, ArtifactKey(run_id, "a"))
+        assert asked.wait(30)
+        waiting.append(pool.submit(sink.stat, ArtifactKey(run_id, "a")))
+        assert isinstance(failed.exception(30), TransientSinkError)
+        assert waiting[0].result(30) is None
+
+
+def test_a_run_is_found_though_the_servers_version_is_not(mlflow_server: MlflowServer) -> None:
+    from faults.proxy import FaultProxy, Reset
+
+    run_id = mlflow_server.run()
+    with FaultProxy(mlflow_server.port) as proxy:
+        proxy.plan(Reset(), path="/version")
+        sink = MlflowSink(f"mlflow+http://127.0.0.1:{proxy.port}")
+        sink.put(ArtifactKey(run_id, "a"), MemorySource(b"x"))
+        assert sink.removes(run_id)  # as of any that does not tell
 
 
 def test_a_writers_note_is_listed_and_removed_by_one_request_each(mlflow_server: MlflowServer) -> None:

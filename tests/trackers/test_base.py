@@ -164,14 +164,26 @@ def test_a_run_ends_as_its_block_did_and_the_error_goes_on(
     assert client.get_run(tracker.run_id).info.status == status
 
 
-def test_an_open_sink_stays_open_and_one_of_its_own_is_closed(server: MlflowServer, out: Path) -> None:
-    from stagesink import open_sink
+def test_an_open_sink_stays_open_and_one_of_its_own_is_closed(
+    server: MlflowServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stagesink.sinks.mlflow import MlflowSink
 
-    sink = open_sink(server.sink_uri)
+    closed: list[MlflowSink] = []
+    close = MlflowSink.close
+    monkeypatch.setattr(MlflowSink, "close", lambda sink: (closed.append(sink), close(sink)))
+    sink = MlflowSink(server.sink_uri)
     with MLflowTrainingTracker(sink=sink) as tracker:
         tracker.log_training_artifacts(None, out / "metrics.json")
+    assert sink not in closed
     assert [stored.key.path for stored in sink.list(str(tracker.run_id), "metrics.json")] == ["metrics.json"]
     sink.close()
+    with MLflowTrainingTracker(sink=server.sink_uri) as tracker:
+        tracker.log_training_artifacts(None, out / "metrics.json")
+        own = tracker._sink
+        assert isinstance(own, MlflowSink)
+        assert own not in closed
+    assert own in closed
 
 
 def test_a_run_that_has_ended_still_takes_artifacts(server: MlflowServer, client: Any, out: Path) -> None:

@@ -7,6 +7,14 @@ the server later, by :mod:`.server`.
 
 from __future__ import annotations
 
-from stagesink.runs.named import MADE_HERE, FoundRun, find_run, get_mlflow_run_id, named_run, new_run_id
+from stagesink.runs.named import (
+    MADE_HERE,
+    FoundRun,
+    active_tracking_uri,
+    find_run,
+    get_mlflow_run_id,
+    named_run,
+    new_run_id,
+)
 
-__all__ = ["MADE_HERE", "FoundRun", "find_run", "get_mlflow_run_id", "named_run", "new_run_id"]
+__all__ = ["MADE_HERE", "FoundRun", "active_tracking_uri", "find_run", "get_mlflow_run_id", "named_run", "new_run_id"]

@@ -8,8 +8,9 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from stagesink.errors import RunNotFound
 
@@ -42,17 +43,37 @@ def get_mlflow_run_id() -> str | None:
     return _active_mlflow_run() or os.environ.get("MLFLOW_RUN_ID") or None
 
 
+def active_tracking_uri() -> str | None:
+    """Return mlflow's tracking URI where a run is active in this thread, else None. May hold a password. Never raises.
+
+    It is what that run was started on, unless ``mlflow.set_tracking_uri`` was called since.
+    """
+    if _active_mlflow_run() is None:
+        return None
+    return _told("tracking URI", lambda mlflow: mlflow.get_tracking_uri())
+
+
 def _active_mlflow_run() -> str | None:
+    return _told("active run", _id_of_active_run)
+
+
+def _id_of_active_run(mlflow: Any) -> object:
+    run = mlflow.active_run()
+    return run.info.run_id if run is not None else None
+
+
+def _told(what: str, ask: Callable[[Any], object]) -> str | None:
+    """Return what an imported mlflow answers, if that is text."""
     # Importing mlflow takes seconds, and a run that is active in this process means that it was imported.
     mlflow = sys.modules.get("mlflow")
-    try:
-        active_run = getattr(mlflow, "active_run", None)
-        run = active_run() if active_run is not None else None
-        run_id = run.info.run_id if run is not None else None
-    except _mlflow_trouble() as error:
-        _log.debug("mlflow was asked for its active run and failed: %s", type(error).__name__)
+    if mlflow is None:
         return None
-    return run_id if isinstance(run_id, str) and run_id else None
+    try:
+        told = ask(mlflow)
+    except _mlflow_trouble() as error:
+        _log.debug("mlflow was asked for its %s and failed: %s", what, type(error).__name__)
+        return None
+    return told if isinstance(told, str) and told else None
 
 
 def _mlflow_trouble() -> tuple[type[Exception], ...]:

@@ -9,6 +9,7 @@ from typing import BinaryIO, cast
 
 from stagesink.artifacts import Source
 from stagesink.errors import SourceChanged
+from stagesink.sinks._temporary import closing_quietly, writing_temporary
 from stagesink.sinks.protocol import OnBytes
 from stagesink.streams import chunks
 
@@ -28,21 +29,28 @@ def sized(source: Source) -> Iterator[tuple[BinaryIO, int]]:
     BinaryIO
     int
         Bytes it will hold.
+
+    Raises
+    ------
+    SinkError
+        The temporary file could not be written.
     """
-    size = source.size
-    with source.open() as stream:
-        if size is not None:
-            yield stream, size
-            return
-        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
-            for chunk in chunks(stream):
+    if source.size is not None:
+        with source.open() as stream:
+            yield stream, source.size
+        return
+    with writing_temporary():
+        spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+    with closing_quietly(spool):
+        with source.open() as stream, source_errors_pass(), writing_temporary():
+            for chunk in reading(stream):
                 spool.write(chunk)
             size = spool.tell()
             spool.seek(0)
-            yield cast("BinaryIO", spool), size
+        yield cast("BinaryIO", spool), size
 
 
-def exactly(stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> Iterator[bytes]:
+def exactly(stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> Iterator[memoryview]:
     """Yield the stream's bytes; the last ones only when it is sure that they are the last and all are there.
 
     Raises
@@ -54,7 +62,7 @@ def exactly(stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> Iterator[b
         Reading it failed; only within :func:`source_errors_pass`.
     """
     count = 0
-    for chunk in _reading(stream):
+    for chunk in reading(stream):
         count += len(chunk)
         if count > size or (count == size and _goes_on(stream)):
             raise SourceChanged(f"The source holds more than the {size} bytes it had when it was opened.")
@@ -66,7 +74,7 @@ def exactly(stream: BinaryIO, size: int, on_bytes: OnBytes | None) -> Iterator[b
 
 
 class SourceFailed(Exception):
-    """Carries a source's OSError through urllib3, which would take it for one of the connection's."""
+    """Carries a source's OSError through code that would take it for one of the connection's, or the disk's."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error)
@@ -82,7 +90,8 @@ def source_errors_pass() -> Iterator[None]:
         raise failed.error from failed.error.__cause__
 
 
-def _reading(stream: BinaryIO) -> Iterator[bytes]:
+def reading(stream: BinaryIO) -> Iterator[memoryview]:
+    """Yield the stream's chunks; an OSError of its own as SourceFailed, for within :func:`source_errors_pass`."""
     pieces = chunks(stream)
     while True:
         try:
@@ -91,7 +100,7 @@ def _reading(stream: BinaryIO) -> Iterator[bytes]:
             raise SourceFailed(error) from error
         if piece is None:
             return
-        yield cast("bytes", piece)
+        yield piece
 
 
 def _goes_on(stream: BinaryIO) -> bool:

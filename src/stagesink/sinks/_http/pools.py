@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -58,8 +59,7 @@ def pool_manager(
         "blocksize": _SENT_AT_ONCE,
     }
     if context is None and not url.startswith("http://"):  # reading the authorities takes a tenth of a second
-        bundle, system = os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("SSL_CERT_FILE")
-        context = _shared_context(bundle, system, authorities)
+        context = _shared_context(_bundle(), os.environ.get("SSL_CERT_FILE"), authorities)
     if context is not None:
         settings["ssl_context"] = context
     proxy = _proxy_for(url)
@@ -164,15 +164,34 @@ def _prompt(manager: urllib3.PoolManager) -> urllib3.PoolManager:
 def default_context() -> ssl.SSLContext:
     """Trust what the system trusts, and what certifi does, which requests and its users go by."""
     context = ssl.create_default_context()
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE")
+    variable, bundle = _bundle()
     if not bundle:
         try:
             import certifi
         except ImportError:
             return context
         bundle = certifi.where()
-    trust(context, bundle, "REQUESTS_CA_BUNDLE")
+    trust(context, bundle, variable)
     return context
+
+
+def _bundle() -> tuple[str, str]:
+    """Return the first of requests' variables that names authorities, and what it names."""
+    variables = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    variable = next(filter(os.environ.get, variables), variables[0])
+    return variable, os.environ.get(variable, "")
+
+
+def context_of(authorities: str, named: str) -> ssl.SSLContext:
+    """Trust what a PEM file holds, or a folder of them, and nothing else.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read.
+    """
+    with reading_certificates(named):
+        return ssl.create_default_context(**_where(authorities))
 
 
 def trust(context: ssl.SSLContext, authorities: str, named: str) -> None:
@@ -184,7 +203,11 @@ def trust(context: ssl.SSLContext, authorities: str, named: str) -> None:
         It cannot be read.
     """
     with reading_certificates(named):
-        context.load_verify_locations(**{"capath" if os.path.isdir(authorities) else "cafile": authorities})
+        context.load_verify_locations(**_where(authorities))
+
+
+def _where(authorities: str) -> dict[str, Any]:
+    return {"capath" if os.path.isdir(authorities) else "cafile": authorities}
 
 
 @contextmanager
@@ -200,7 +223,7 @@ def reading_certificates(named: str) -> Iterator[None]:
 
 
 @cache
-def _shared_context(bundle: str | None, system: str | None, authorities: tuple[str, ...]) -> ssl.SSLContext:
+def _shared_context(bundle: tuple[str, str], system: str | None, authorities: tuple[str, ...]) -> ssl.SSLContext:
     """Make the context once for all connections that trust the same; the variables are here to be told apart by."""
     context = default_context()
     for authority in authorities:
@@ -211,7 +234,22 @@ def _shared_context(bundle: str | None, system: str | None, authorities: tuple[s
 def _proxy_for(url: str) -> str | None:
     parts = urlsplit(url)
     proxies = getproxies()
-    if proxy_bypass(parts.hostname or ""):
+    host = parts.hostname or ""
+    with_port = parts.netloc.rpartition("@")[2]
+    if proxy_bypass(host) or proxy_bypass(with_port) or _is_in_a_range(host, proxies.get("no", "")):
         return None
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def _is_in_a_range(host: str, ranges: str) -> bool:
+    """Tell whether NO_PROXY has an address range that holds this one, as requests reads it and urllib does not."""
+    try:
+        address = ip_address(host)
+    except ValueError:  # a name
+        return False
+    for each in ranges.split(","):
+        with suppress(ValueError):
+            if address in ip_network(each.strip(), strict=False):
+                return True
+    return False

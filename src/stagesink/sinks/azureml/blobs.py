@@ -131,10 +131,11 @@ class Blobs:
                 raise SourceChanged(f"The source does not hold the {size} bytes it had when it was opened.")
             if len(first) <= _WHOLE:
                 return self._put_whole(url, first, doing, on_bytes)
-            pieces = _rest(first, stream)
+            pieces, block_bytes = _rest(first, stream), _BLOCK
         else:
-            pieces = cut(stream, size, max(_BLOCK, -(-size // _BLOCKS)))
-        return self._put_blocks(url, pieces, doing, on_bytes, begun), {}
+            block_bytes = max(_BLOCK, -(-size // _BLOCKS))
+            pieces = cut(stream, size, block_bytes)
+        return self._put_blocks(url, pieces, block_bytes, doing, on_bytes, begun), {}
 
     def head(self, url: SignedUrl, what: str) -> tuple[int, dict[str, str]] | None:
         """Return size and digests, None where there is no blob."""
@@ -171,6 +172,7 @@ class Blobs:
         self,
         url: SignedUrl,
         pieces: Iterator[memoryview],
+        block_bytes: int,
         doing: str,
         on_bytes: OnBytes | None,
         begun: Callable[[], SignedUrl | None] | None,
@@ -188,7 +190,7 @@ class Blobs:
                     self._check(self._request(url, "PUT", doing, query, body=piece, headers=_sum(md5)), doing, 201)
                 return name, len(piece)
 
-            blocks = self._parts.send(pieces, put, on_bytes)
+            blocks = self._parts.send(pieces, put, on_bytes, part_bytes=block_bytes)
         body = "<?xml version='1.0' encoding='utf-8'?><BlockList>"
         body += "".join(f"<Latest>{name}</Latest>" for name, _ in blocks) + "</BlockList>"
         headers = {"x-ms-blob-content-type": "application/octet-stream", **_sum(_md5(body.encode()))}

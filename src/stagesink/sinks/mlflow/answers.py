@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 
+_REFUSED = "Choose another artifact path, or look into the server's log."
+
+
 def error_of(
     response: BaseHTTPResponse, doing: str, name: str, *, missing: type[SinkError] = ArtifactNotFound
 ) -> SinkError | None:
@@ -45,13 +48,13 @@ def error_of(
     if issubclass(kind, TransientSinkError):
         return kind(message, retry_after=retry_after_seconds(response.headers.get("Retry-After")))
     if kind is ArtifactNotFound:
-        return missing(message)
+        kind = missing
     if kind is SinkAuthError:
         return kind(
             message,
             hint="Check MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, and what they may do.",
         )
-    return kind(message)
+    return kind(message, hint=_REFUSED if kind is SinkError else None)
 
 
 def error_code(response: BaseHTTPResponse) -> str | None:

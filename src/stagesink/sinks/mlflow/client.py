@@ -15,13 +15,14 @@ from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
 from stagesink.errors import ArtifactNotFound, ConfigError, DeleteNotSupported, InvalidKey, RunNotFound, SinkError
 from stagesink.redaction import hide_in_logs
 from stagesink.sinks._backend_errors import translating
+from stagesink.sinks._http.body import reading, source_errors_pass
+from stagesink.sinks._temporary import closing_quietly, writing_temporary
 from stagesink.sinks.mlflow.address import Address
 from stagesink.sinks.mlflow.conflicts import look_for_conflict
 from stagesink.sinks.mlflow.connection import secrets
 from stagesink.sinks.mlflow.names import check_name
 from stagesink.sinks.mlflow.patience import trying_once
 from stagesink.sinks.protocol import OnBytes
-from stagesink.streams import chunks
 
 _LOGGERS = tuple(
     f"mlflow.store.artifact.{name}_artifact_repo"
@@ -62,15 +63,9 @@ class ClientRoot:
         self._check_name(key)
         folder, name = posixpath.split(key.path)
         doing = f"{self.uri}/{key.path} could not be put"
-        with tempfile.TemporaryDirectory(prefix="stagesink-") as temporary:
+        with _temporary_folder() as temporary:
             path = os.path.join(temporary, name)
-            size = 0
-            with closing(source.open()) as stream, open(path, "wb") as file:
-                for chunk in chunks(stream):
-                    file.write(chunk)
-                    size += len(chunk)
-                    if on_bytes is not None:
-                        on_bytes(len(chunk))
+            size = _copy(source, path, on_bytes)
             try:
                 with self._translating(doing):
                     self._client.log_artifact(self._run_id, path, folder or None)
@@ -87,7 +82,7 @@ class ClientRoot:
     def open(self, key: ArtifactKey) -> BinaryIO:
         if self.stat(key) is None:
             raise ArtifactNotFound(f"{self.uri} holds no {key.path}.")
-        with tempfile.TemporaryDirectory(prefix="stagesink-") as temporary:
+        with _temporary_folder() as temporary:
             with self._translating(f"{self.uri}/{key.path} could not be read"):
                 path = self._client.download_artifacts(self._run_id, key.path, temporary)
             return cast("BinaryIO", open(path, "rb"))  # stays readable when the folder is gone
@@ -149,6 +144,27 @@ class ClientRoot:
     def _translating(self, doing: str, *, missing: type[SinkError] = ArtifactNotFound) -> Iterator[None]:
         with translating(doing, missing=missing, secrets=partial(secrets, self._address)), trying_once():
             yield
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    with writing_temporary():
+        return tempfile.TemporaryDirectory(prefix="stagesink-")
+
+
+def _copy(source: Source, path: str, on_bytes: OnBytes | None) -> int:
+    size = 0
+    with writing_temporary():
+        file = open(path, "wb")  # noqa: SIM115
+    with closing_quietly(file), closing(source.open()) as stream, source_errors_pass():
+        for chunk in reading(stream):
+            with writing_temporary():
+                file.write(chunk)
+            size += len(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+        with writing_temporary():
+            file.close()
+    return size
 
 
 def check_server(address: Address) -> None:

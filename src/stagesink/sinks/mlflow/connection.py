@@ -8,11 +8,12 @@ is renewed in the environment is used.
 from __future__ import annotations
 
 import configparser
+import logging
 import math
 import os
 import ssl
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,18 @@ from urllib.parse import unquote
 from urllib3.util import make_headers
 
 from stagesink._version import __version__
-from stagesink.errors import ConfigError, SinkAuthError
+from stagesink.errors import ConfigError, SinkAuthError, SinkError
+from stagesink.sinks._backend_errors import translating
 from stagesink.sinks._http import pools
 from stagesink.sinks._http.client import Hints
 from stagesink.sinks.mlflow.address import Address
 
 if TYPE_CHECKING:
     from urllib3 import PoolManager
+
+_log = logging.getLogger("stagesink")
+_warned: dict[str, object] = {}
+"""The plug-ins that were spoken of."""
 
 SECONDS = 120.0
 """mlflow's own default for ``MLFLOW_HTTP_REQUEST_TIMEOUT``."""
@@ -147,18 +153,35 @@ def _credentials_file() -> Mapping[str, str]:
 
 
 @cache
-def _plugins() -> tuple[Any, ...]:
+def _plugins() -> tuple[tuple[str, Any], ...]:
     """Load other packages' request header providers; mlflow's own only tell its version."""
-    return tuple(entry.load()() for entry in entry_points(group="mlflow.request_header_provider"))
+    found = []
+    for entry in entry_points(group="mlflow.request_header_provider"):
+        with _going_on_without(entry.name):
+            found.append((entry.name, entry.load()()))
+    return tuple(found)
 
 
 def _plugin_headers() -> dict[str, str]:
     found: dict[str, str] = {}
-    for plugin in _plugins():
-        if plugin.in_context():
-            for name, value in plugin.request_headers().items():
+    for plugin, provider in _plugins():
+        with _going_on_without(plugin):
+            added = dict(provider.request_headers()) if provider.in_context() else {}
+            for name, value in added.items():
                 found[name] = f"{found[name]} {value}" if name in found else value
     return found
+
+
+@contextmanager
+def _going_on_without(plugin: str) -> Iterator[None]:
+    """Warn once of a plug-in that fails, as mlflow does: what it adds is seldom what an upload depends on."""
+    try:
+        with translating(f"mlflow's header plug-in {plugin!r} failed"):
+            yield
+    except SinkError as error:
+        warned = object()
+        if _warned.setdefault(plugin, warned) is warned:
+            _log.warning("%s Requests go without what it adds.", error.message)
 
 
 def _ssl_context(environ: Mapping[str, str]) -> ssl.SSLContext:
@@ -169,9 +192,9 @@ def _ssl_context(environ: Mapping[str, str]) -> ssl.SSLContext:
             "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH contradict each other.",
             hint="Unset one of them.",
         )
-    context = pools.default_context()
-    if authorities:
-        pools.trust(context, authorities, "MLFLOW_TRACKING_SERVER_CERT_PATH")
+    # In place of what is trusted otherwise, as in mlflow: who names an authority may mean to shut out the others.
+    named = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+    context = pools.context_of(authorities, named) if authorities else pools.default_context()
     if own := environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
         with pools.reading_certificates("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
             context.load_cert_chain(own)

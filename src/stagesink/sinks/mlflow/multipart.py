@@ -80,6 +80,7 @@ class Multipart:
                 cut(stream, size, part_bytes),
                 lambda number, piece: self._send_one(piece, urls[number], doing),
                 on_bytes,
+                part_bytes=part_bytes,
             )
             self._call("complete", path, doing, upload_id=upload_id, parts=parts)
             whole = True
@@ -96,6 +97,13 @@ class Multipart:
             self._offered = None if self._reached else False  # a store that only the server can reach
             raise
         self._reached = True
+        if response.status in (401, 403):  # credentials of ours had no part in it
+            self._offered = False
+            raise TransientSinkError(
+                f"{doing}: {self._store.name} answered {response.status} to a signed URL, whose time may be over. "
+                "It goes whole next.",
+                hint="Have the server sign for longer, or set MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD=false.",
+            )
         error = error_of(response, doing, self._store.name)
         if error is not None:
             raise error

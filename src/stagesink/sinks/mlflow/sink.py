@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.errors import SinkError
 from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks.mlflow import connection, direct
 from stagesink.sinks.mlflow.address import address_of
@@ -71,6 +72,8 @@ class MlflowSink:
         self._others: dict[str, HttpClient] = {}  # artifact servers on other hosts
         self._multiparts: dict[str, Multipart] = {}
         self._roots: dict[str, ArtifactSink] = {}
+        # By process id: a fork could copy one that nobody sets any more.
+        self._looking: dict[tuple[int, str], threading.Event] = {}
         self._version: tuple[int, ...] | None = None
         """Of the server, once it was asked."""
 
@@ -148,7 +151,21 @@ class MlflowSink:
 
     def _root(self, run_id: str) -> ArtifactSink:
         root = self._roots.get(run_id)
-        return root if root is not None else self._roots.setdefault(run_id, self._find(run_id))
+        return root if root is not None else self._found_once(run_id)
+
+    def _found_once(self, run_id: str) -> ArtifactSink:
+        """Look the run up, in one of the threads that ask together. Where that one fails, each of them tries."""
+        found, which = threading.Event(), (os.getpid(), run_id)
+        others = self._looking.setdefault(which, found)
+        try:
+            if others is not found:
+                others.wait()
+            root = self._roots.get(run_id)
+            return root if root is not None else self._roots.setdefault(run_id, self._find(run_id))
+        finally:
+            if others is found:
+                del self._looking[which]
+                found.set()
 
     def _find(self, run_id: str) -> ArtifactSink:
         ArtifactKey(run_id, "any")  # refuses what can be no run id
@@ -175,7 +192,10 @@ class MlflowSink:
         with ThreadPoolExecutor(1, "stagesink-version") as pool:  # beside the question that must wait for its answer
             version = pool.submit(server_version, self._http, self._address.server)
             root = tracking.artifact_root(run_id)
-        self._version = version.result()
+        try:
+            self._version = version.result()
+        except SinkError:  # the run was found, which is what counts
+            self._version = UNKNOWN
         return root
 
     def _tracking(self) -> Tracking:
