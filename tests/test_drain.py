@@ -124,11 +124,13 @@ def test_a_process_that_outlives_its_notice_waits_at_its_end_as_any_other(tmp_pa
     program = """
         from stagesink.outbox import background
         background._OUTLIVED_SECONDS = 0.2
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        told = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: told.set())
         stagesink.install_drain(deadline=0.5)
         up = uploader(background=True)
         print("ready")
-        signal.pause()
+        while not told.is_set():
+            time.sleep(0.01)
         time.sleep(1.5)
         assert up.upload_file(made("model.bin"), "model.bin")
         threading.Thread(target=lambda: (time.sleep(1), (base / "open").touch())).start()
