@@ -331,4 +331,27 @@ ROWS: tuple[Row, ...] = (
             refused("is full"),
         )
     ),
+    in_the_background(
+        all_sinks(
+            "a file cannot be read (EIO)", refusing("source", errno.EIO, reads=True), refused("Input/output error")
+        )
+    ),
+    in_the_background(
+        all_sinks("a file is not ours to read (EACCES)", refusing("source", errno.EACCES), refused("No permission"))
+    ),
+    in_the_background(
+        all_sinks("the outbox is not ours (EACCES)", refusing("outbox", errno.EACCES), refused("Permission denied"))
+    ),
+    in_the_background(
+        all_sinks(
+            "the outbox's disk fails at every write (EIO)",
+            refusing("outbox", errno.EIO, ("write",)),
+            refused("Input/output error"),
+        )
+    ),
+    in_the_background(
+        all_sinks(
+            "the outbox is on a read-only disk", disk("outbox", state="read-only"), refused("Read-only file system")
+        )
+    ),
 )
