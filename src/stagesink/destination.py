@@ -20,7 +20,6 @@ AUTO = "auto"
 DEFAULT_SINK = "file:./artifacts"
 """Where ``auto`` goes when nothing speaks for another place; relative to the working folder."""
 
-
 _BARE_WORDS = ("databricks", "databricks-uc")
 """Tracking URIs of mlflow's without a colon that are no paths."""
 

@@ -328,9 +328,8 @@ class BackgroundUploader:
         if job.entry.packed is not None:  # packing reads the files in its own way
             self._make_last(job)
         else:
-            job.entry = (
-                self.outbox.entry(job.entry.id) or job.entry
-            )  # another process may have made copies of its links
+            # Another process may have made copies of its links.
+            job.entry = self.outbox.entry(job.entry.id) or job.entry
             self.outbox.settle(job.entry)
         options = job.options
         if _in_a_hurry():

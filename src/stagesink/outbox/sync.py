@@ -335,7 +335,7 @@ def _age(row: Row) -> tuple[float, str]:
 
 
 def _is_lost(error: StagesinkError | None) -> bool:
-    """Tell whether an entry failed because of its own bytes: no store, and no later time, would make it land."""
+    """Tell whether an entry failed because of what lies here, not because of the store."""
     why = error.failures.values() if isinstance(error, TransferError) else [error]
     return all(isinstance(each, SourceError | OutboxError) for each in why)
 
