@@ -6,7 +6,7 @@ import io
 import os
 import re
 import stat as stat_module
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -180,6 +180,21 @@ class MemorySource:
 
     def fingerprint(self) -> Hashable:
         return id(self.data), len(self.data)
+
+
+def link_to(source: Source, path: str) -> bool:
+    """Give a source's file a second name, if the source gives it away: whoever would copy it on one disk may have it.
+
+    A source that does so has a method ``link_to(path)``. It is still to be read: that tells whether it is what it was.
+
+    Returns
+    -------
+    bool
+        False where it is to be copied: the source gives nothing away, somebody may still write into the file, or it
+        lies on another disk.
+    """
+    gives: Callable[[str], bool] | None = getattr(source, "link_to", None)
+    return gives is not None and gives(path)
 
 
 def must_be_what_was_kept(source: Source, digest: Digest, path: os.PathLike[str] | str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
-from stagesink.artifacts import ArtifactKey, Source, StoredArtifact
+from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, link_to
 from stagesink.disk import settle
 from stagesink.errors import (
     ArtifactNotFound,
@@ -62,6 +62,9 @@ class LocalSink:
     locks, nothing is swept. A file system computes no digests, so ``digests`` is always empty. An object and a folder
     cannot share a name: ``a`` and ``a/b`` raise ``SinkConflict``.
 
+    A file that its source gives away, as an outbox does what it kept, is read and hashed like any other and then moved
+    here under a second name, where both lie on one disk: nothing is copied, and the source takes its own name away.
+
     Parameters
     ----------
     root : str or os.PathLike
@@ -74,9 +77,11 @@ class LocalSink:
         self.root = os.path.abspath(root)
         self.fsync = fsync
         self._swept: set[str] = set()
+        self._modes: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_swept": set()}  # folders that were swept here may hold leftovers elsewhere
+        # Folders that were swept here may hold leftovers elsewhere.
+        return {**self.__dict__, "_swept": set(), "_modes": {}}
 
     @property
     def uri(self) -> str:
@@ -169,11 +174,11 @@ class LocalSink:
         stream = source.open()
         try:
             try:
-                fd, temp = self._create_temp(os.path.dirname(path))
+                fd, temp, given = self._create_temp(os.path.dirname(path), source)
             except OSError as error:
                 raise _sink_error(path, error) from error
             try:
-                size = _copy(stream, fd, path, on_bytes)
+                size = _read(stream, on_bytes) if given else _copy(stream, fd, path, on_bytes)
                 self._commit(fd, temp, path, size, batch)
             except BaseException:
                 with suppress(OSError):
@@ -201,8 +206,17 @@ class LocalSink:
         except OSError as error:
             raise _sink_error(path, error) from error
 
-    def _create_temp(self, folder: str) -> tuple[int, str]:
-        """Open a locked temporary file in ``folder``, making the folder and sweeping it first where needed."""
+    def _create_temp(self, folder: str, source: Source) -> tuple[int, str, bool]:
+        """Open a locked temporary file in ``folder``, making the folder and sweeping it first where needed.
+
+        Returns
+        -------
+        int
+        str
+            Its path.
+        bool
+            It is the source's own file, which holds all bytes, and no new one.
+        """
         tries = _FOLDER_TRIES
         while True:
             try:
@@ -210,8 +224,9 @@ class LocalSink:
                     self._make_folder(folder)
                     _sweep(folder)
                     self._swept.add(folder)
-                temp = f"{folder}/{_TEMP_PREFIX}{secrets.token_hex(8)}{_TEMP_SUFFIX}"
-                fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                temp = _temp_in(folder)
+                given = self._is_given(source, temp)
+                fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC) if given else _new_file(temp)
             except (FileNotFoundError, FileExistsError):  # a delete elsewhere took the empty folder away
                 self._swept.discard(folder)
                 tries -= 1
@@ -220,8 +235,8 @@ class LocalSink:
                 continue
             try:
                 _lock(fd)  # without locks nobody sweeps either
-                if os.fstat(fd).st_nlink:
-                    return fd, temp
+                if os.fstat(fd).st_nlink > given:  # the source's own name is one
+                    return fd, temp, given
             except BlockingIOError:
                 pass  # a sweeper came between open and lock and is about to remove it
             except BaseException:
@@ -229,6 +244,21 @@ class LocalSink:
                 os.unlink(temp)
                 raise
             os.close(fd)
+
+    def _is_given(self, source: Source, temp: str) -> bool:
+        """Have the source's own file under this name, if the source gives it away."""
+        if not link_to(source, temp):
+            return False
+        folder = os.path.dirname(temp)
+        try:
+            if folder not in self._modes:
+                self._modes[folder] = _mode_of_a_new_file(folder)
+            os.chmod(temp, self._modes[folder])  # who may read it here is this folder's business
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temp)
+            raise
+        return True
 
     def _prune(self, folder: str) -> str:
         """Remove ``folder`` and those above it as long as they are empty; return the first that stays."""
@@ -289,7 +319,7 @@ class _BatchedLocalSink(LocalSink):
 
     def __init__(self, sink: LocalSink) -> None:
         super().__init__(sink.root, fsync=sink.fsync)
-        self._swept = sink._swept
+        self._swept, self._modes = sink._swept, sink._modes
         self.deferred: list[str] = []
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
@@ -366,6 +396,36 @@ def _copy(stream: BinaryIO, fd: int, path: str, on_bytes: OnBytes | None) -> int
         if on_bytes is not None:
             on_bytes(written)
     return size
+
+
+def _read(stream: BinaryIO, on_bytes: OnBytes | None) -> int:
+    """Have all that is read noticed: whoever handed the stream over hashes it, and sees that it is what it was."""
+    size = 0
+    for chunk in chunks(stream):
+        size += len(chunk)
+        if on_bytes is not None:
+            on_bytes(len(chunk))
+    return size
+
+
+def _temp_in(folder: str) -> str:
+    return f"{folder}/{_TEMP_PREFIX}{secrets.token_hex(8)}{_TEMP_SUFFIX}"
+
+
+def _new_file(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _mode_of_a_new_file(folder: str) -> int:
+    """Return who may do what with a file that is made in a folder: its access list and this process's mask say it."""
+    temp = _temp_in(folder)
+    fd = _new_file(temp)
+    try:
+        return stat_module.S_IMODE(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
+        with suppress(FileNotFoundError):  # swept, as nobody's
+            os.unlink(temp)
 
 
 def _is_temp(name: str) -> bool:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from stagesink.artifacts import Fingerprint, Source, must_be_what_was_kept
+from stagesink.artifacts import Fingerprint, Source, link_to, must_be_what_was_kept
 from stagesink.errors import SourceChanged, SourceUnreadable, TransferCancelled
 from stagesink.streams import chunks, filler
 
@@ -54,6 +54,10 @@ class ReadOnce:
 
     def fingerprint(self) -> Hashable:
         return self._before
+
+    def link_to(self, path: str) -> bool:
+        """Hand on what the source gives away; see :func:`~stagesink.artifacts.link_to`."""
+        return link_to(self.source, path)
 
     @property
     def count(self) -> int:
