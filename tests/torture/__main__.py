@@ -2,6 +2,7 @@
 
 make torture                                         1,000 kills in each store
 make torture ARGS="file s3 --kills 100"              fewer, in two of them
+make torture ARGS="--every-call"                     more, until a worker has died at each of its calls
 make torture ARGS="--minutes 10"                     as many as there is time for
 make torture ARGS="s3 --phase commit --seed 7 --kill after:17:1:obstore"    one of them again
 """
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("stores", nargs="*", default=STORES, metavar="STORE", help=f"of {', '.join(STORES)}")
     parser.add_argument("--phase", action="append", choices=PHASES, help="may be repeated; default: all")
     parser.add_argument("--kills", type=int, default=1_000, help="in each store, over all phases")
+    parser.add_argument("--every-call", action="store_true", help="and more, until each call was hit")
     parser.add_argument("--minutes", type=float, help="for each store")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--kill", type=Kill.parse, help="only this one, as a failure prints it")
@@ -46,6 +48,7 @@ def main() -> None:
         "seed": given.seed,
         "kills": -(-given.kills // len(phases)),
         "minutes": given.minutes and given.minutes / len(phases),
+        "every_call": given.every_call,
         "kill": given.kill,
     }
     rows = [Row(**row) for row in json.loads(given.json.read_text())] if given.json and given.json.exists() else []

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -20,6 +20,7 @@ from torture.stores import Store, open_store
 
 _TEARABLE = ("write", "send", "sendall", "tls send")
 _THREADS = 4
+_TRIES = 4  # at a call that was not hit
 
 
 @dataclass
@@ -88,8 +89,12 @@ class Torture:
         self.say = say
         self.sources = Sources.make(folder / "sources", seed)
 
-    def run(self, phase: str, kills: int, *, until: float | None = None) -> Row:
-        """Kill work of one phase so many times; fewer when ``time.monotonic()`` has come to ``until``."""
+    def run(self, phase: str, kills: int, *, until: float | None = None, every_call: bool = False) -> Row:
+        """Kill work of one phase so many times; fewer when ``time.monotonic()`` has come to ``until``.
+
+        With ``every_call`` it goes on until each call was hit, as far as a few tries get there: with threads at work
+        a call may come at another number in each run.
+        """
         row, start = Row(self.store.name, phase), time.monotonic()
         clients = {
             name: _Client(self._phase(phase, name), name, self.seed) for name in dict.fromkeys(self.store.clients)
@@ -103,6 +108,11 @@ class Torture:
             kill = next(plans[name])
             if self._once(row, clients[name].phase, kill) and kill.at and kill.workers == 1:
                 hit.add((kill.client, kill.at))
+        for _ in range(_TRIES if every_call else 0):
+            for client in clients.values():
+                for kill in client.kills_at(hit):
+                    if self._once(row, client.phase, kill):
+                        hit.add((kill.client, kill.at))
         row.hit = len(hit)
         row.seconds = time.monotonic() - start
         return row
@@ -198,9 +208,23 @@ class _Client:
             else:
                 yield Kill(seconds=random.uniform(0, self._seconds), workers=_THREADS, client=self.name)
 
+    def kills_at(self, hit: Container[tuple[str, int]]) -> Iterator[Kill]:
+        """Yield a kill for each call that was not hit yet."""
+        for at, name in enumerate(self.names, 1):
+            if (self.name, at) not in hit:
+                moments = MOMENTS if name in _TEARABLE else ("before", "after")
+                yield Kill(at, self._random.choice(moments), client=self.name)
+
 
 def torture_phase(
-    name: str, phase: str, *, seed: int, kills: int, minutes: float | None = None, kill: Kill | None = None
+    name: str,
+    phase: str,
+    *,
+    seed: int,
+    kills: int,
+    minutes: float | None = None,
+    every_call: bool = False,
+    kill: Kill | None = None,
 ) -> Row:
     """Start a store and kill work of one phase in it, so many times or for so long; or once, at a given moment.
 
@@ -217,7 +241,7 @@ def torture_phase(
         ):
             torture = Torture(store, worker, Path(folder, "torture"), seed, _say)
             until = None if minutes is None else time.monotonic() + minutes * 60
-            row = torture.once(phase, kill) if kill else torture.run(phase, kills, until=until)
+            row = torture.once(phase, kill) if kill else torture.run(phase, kills, until=until, every_call=every_call)
     except Exception as error:
         raise RuntimeError(f"{name} {phase} broke: {type(error).__name__}: {error}") from None
     _say(f"{name} {phase}: {row.kills} kills in {row.seconds:.0f} s, {len(row.failures)} with a defect")
