@@ -14,6 +14,7 @@ import os
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,12 @@ HINTS = Hints(
     timeout="Try again; MLFLOW_HTTP_REQUEST_TIMEOUT is the limit in seconds.",
     certificate="Check the host name, or name its authority in MLFLOW_TRACKING_SERVER_CERT_PATH.",
     client_certificate="If it wants a client certificate, name it in MLFLOW_TRACKING_CLIENT_CERT_PATH.",
+    scheme="If it goes on, the server may speak {other}: write {other}:// in its address.",
 )
 """What to do about connections, in mlflow's terms."""
+
+STORE_HINTS = replace(HINTS, scheme="")
+"""The same about a store whose address the server gives."""
 
 
 def needs_own_client(environ: Mapping[str, str] = os.environ) -> bool:
