@@ -399,6 +399,15 @@ class TestBasicAuth:
         with ArtifactUploader(run_id, sink=f"mlflow+{mlflow_auth_server.url}") as uploader:
             assert uploader.upload_file(file) is True
 
+    def test_the_password_may_come_from_netrc(
+        self, mlflow_auth_server: MlflowServer, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = mlflow_auth_server
+        (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login {server.user} password {server.password}\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        with ArtifactUploader(server.run(), sink=f"mlflow+{server.url}") as uploader:
+            assert uploader.upload_file(file) is True
+
     @pytest.mark.parametrize("login", ["", f"admin:{PASSWORD}@", f"nobody:{PASSWORD}@"])
     def test_without_it_one_is_sent_away(
         self, mlflow_auth_server: MlflowServer, file: Path, login: str, caplog: pytest.LogCaptureFixture
