@@ -29,10 +29,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 _SETTINGS = ("STAGESINK_", "MLFLOW_", "AZUREML_")
 
-# The clouds' settings go before any fixture opens a store; these two files would be looked for in the home folder.
+# The clouds' settings go before any fixture opens a store; these files would be looked for in the home folder.
 for _name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
     del os.environ[_name]
-os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
+os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull, NETRC=os.devnull)
 
 # A shell starts what goes to its background with SIGINT ignored, and every process of a test would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

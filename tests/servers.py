@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -144,6 +145,20 @@ def _create_container(azurite: Azurite, name: str) -> None:
 
     with ContainerClient.from_connection_string(azurite.connection_string, name) as container:
         container.create_container()
+
+
+def google_key(folder: Path) -> Path:
+    """Make a service account's key, with which obstore signs for Google's interface as moto plays it."""
+    pytest.importorskip("cryptography", reason="comes with moto")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key = rsa.generate_private_key(65537, 2048).private_bytes(*form).decode()
+    account = {"type": "service_account", "client_email": "a@b", "private_key": key, "private_key_id": "1"}
+    file = folder / "key.json"
+    file.write_text(json.dumps(account))
+    return file
 
 
 _FTP = """

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from servers import PAGE, S3Server, free_port
+from servers import PAGE, S3Server, free_port, google_key
 
 pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from Python 3.11 on")
 
@@ -82,17 +81,7 @@ class TestGoogle(SinkConformance):
 
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A service account's key, made here."""
-    pytest.importorskip("cryptography", reason="comes with moto")
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
-    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    key = rsa.generate_private_key(65537, 2048).private_bytes(*form).decode()
-    account = {"type": "service_account", "client_email": "a@b", "private_key": key, "private_key_id": "1"}
-    file = tmp_path_factory.mktemp("google") / "key.json"
-    file.write_text(json.dumps(account))
-    return file
+    return google_key(tmp_path_factory.mktemp("google"))
 
 
 def test_any_order_of_operations_agrees_with_a_dict_on_s3(moto: S3Server, bucket: str) -> None:

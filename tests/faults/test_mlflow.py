@@ -8,10 +8,13 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import socket
 import ssl
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -396,6 +399,15 @@ class TestBasicAuth:
         with ArtifactUploader(run_id, sink=f"mlflow+{mlflow_auth_server.url}") as uploader:
             assert uploader.upload_file(file) is True
 
+    def test_the_password_may_come_from_netrc(
+        self, mlflow_auth_server: MlflowServer, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = mlflow_auth_server
+        (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login {server.user} password {server.password}\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        with ArtifactUploader(server.run(), sink=f"mlflow+{server.url}") as uploader:
+            assert uploader.upload_file(file) is True
+
     @pytest.mark.parametrize("login", ["", f"admin:{PASSWORD}@", f"nobody:{PASSWORD}@"])
     def test_without_it_one_is_sent_away(
         self, mlflow_auth_server: MlflowServer, file: Path, login: str, caplog: pytest.LogCaptureFixture
@@ -544,18 +556,65 @@ def test_https_at_the_server_itself_names_the_remedy(mlflow_server: MlflowServer
     # gunicorn, before MLflow 3, may wait for the end of what it takes for a line, and so do we.
     waits = isinstance(error, TransientSinkError) and mlflow_version() < (3, 0)
     assert str(error).endswith(
-        f"127.0.0.1:{mlflow_server.port} took too long to answer. {HINTS.timeout}"
+        f"127.0.0.1:{mlflow_server.port} took too long to answer. {HINTS.timeout} {HINTS.scheme.format(other='http')}"
         if waits
         else f"127.0.0.1:{mlflow_server.port} does not speak TLS. Write http:// instead of https://, or check the port."
     )
 
 
-def test_http_where_https_is_spoken(tls_for: Callable[..., Tls], run_id: str, file: Path) -> None:
-    port = tls_for().port
-    error = failure(MlflowSink(f"mlflow+http://me:{PASSWORD}@127.0.0.1:{port}"), run_id, file)
-    assert type(error) is TransientSinkError  # it hangs up, and does not say why
-    assert f"the connection to 127.0.0.1:{port} broke" in str(error)
+def test_https_at_a_server_that_hangs_up_on_it(proxy: FaultProxy, run_id: str, file: Path) -> None:
+    with proxy.cutting():
+        error = failure(MlflowSink(f"mlflow+https://me:{PASSWORD}@127.0.0.1:{proxy.port}"), run_id, file)
+    assert type(error) is TransientSinkError
+    assert str(error).endswith("If it goes on, the server may speak http: write http:// in its address.")
+
+
+def test_http_where_https_is_spoken(
+    tls_for: Callable[..., Tls], run_id: str, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"mlflow+http://me:{PASSWORD}@127.0.0.1:{tls_for().port}"
+    error = failure(MlflowSink(uri), run_id, file, QUICK)
+    assert type(error) is TransientSinkError  # OpenSSL hangs up and does not say why, as one that ends does
+    assert str(error).endswith("If it goes on, the server may speak https: write https:// in its address.")
+    assert "may speak https" in str(refused(uri, run_id, file, caplog))
+
+
+def test_http_where_a_tls_alert_is_the_answer(run_id: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Other libraries than OpenSSL say what they miss, in a record of their own: here an unexpected message."""
+
+    def alert(listener: socket.socket) -> None:
+        with suppress(OSError):  # closed at the end of the test
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    client.recv(1 << 16)
+                    client.sendall(b"\x15\x03\x03\x00\x02\x02\x0a")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=alert, args=(listener,), daemon=True).start()
+        port = listener.getsockname()[1]
+        error = failure(MlflowSink(f"mlflow+http://me:{PASSWORD}@127.0.0.1:{port}"), run_id, file)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert type(error) is SinkError
+    assert str(error).endswith(
+        f"127.0.0.1:{port} speaks TLS, and was spoken to without. Write https:// instead of http://, or check the port."
+    )
+
+
+def test_a_server_that_has_answered_is_not_suspected_of_another_scheme(
+    proxy: FaultProxy, uri: str, run_id: str, file: Path
+) -> None:
+    proxy.plan(Reset(), method="PUT", path="metrics.json")
+    error = failure(MlflowSink(uri), run_id, file)
+    assert "broke" in str(error)
     assert error.hint == TransientSinkError.default_hint
+
+
+def test_a_page_of_a_tls_server_has_one_check_the_scheme(proxy: FaultProxy, uri: str, run_id: str, file: Path) -> None:
+    """nginx and Go answer plain HTTP with 400, in plain HTTP."""
+    proxy.plan(Answer(400, body=b"Client sent an HTTP request to an HTTPS server.\n"), times=2)
+    error = failure(MlflowSink(uri), run_id, file)
+    assert "answered 400, and not as an MLflow server does. Check the address: http or https, host" in str(error)
 
 
 # -- our own machine ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import urllib3
 
 from stagesink.errors import ConfigError, SinkAuthError
 from stagesink.sinks._http import pools
-from stagesink.sinks.mlflow import connection
+from stagesink.sinks.mlflow import connection, netrc_file
 from stagesink.sinks.mlflow.address import Address
 
 HOST = Address("http://host:5000")
@@ -32,6 +32,7 @@ TLS_HOST = Address("https://host:5000")
 def home(tmp_path, monkeypatch):
     """Keep the machine's own credentials file and proxies out."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC")
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -96,6 +97,70 @@ def test_the_password_of_the_credentials_file_is_known_as_a_secret(home):
     assert connection.secrets(HOST, {}) == {"pa55", basic("me:pa55").removeprefix("Basic ")}
 
 
+NETRC = "machine host login me password pa55\n"
+
+
+@pytest.mark.parametrize("name", [".netrc", "_netrc"])
+def test_the_login_of_netrc_is_sent_where_there_is_no_other(home, name):
+    (home / name).write_text(NETRC)
+    assert connection.headers(HOST, {})["Authorization"] == basic("me:pa55")
+    assert "Authorization" not in connection.headers(Address("http://other:5000"), {})
+    assert connection.headers(HOST, {"MLFLOW_TRACKING_TOKEN": "t0ken"})["Authorization"] == "Bearer t0ken"
+    other = {"MLFLOW_TRACKING_USERNAME": "you", "MLFLOW_TRACKING_PASSWORD": "x"}
+    assert connection.headers(HOST, other)["Authorization"] == basic("you:x")
+    assert connection.headers(Address("http://a:b@host"), {})["Authorization"] == basic("a:b")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NETRC,
+        "machine other login a password b\ndefault login me password pa55\n",
+        "machine other login a password b\n",
+        "machine host account me password pa55\n",
+        "machine HOST login me password pa55\n",
+        "# a note\nmachine host\n  login me\n  password 'p 5'\n",
+        "machine host login me password",
+        "password pa55 and what else\n",
+        "",
+    ],
+)
+def test_netrc_means_what_it_means_to_requests(home, monkeypatch, text):
+    utils = pytest.importorskip("requests.utils", reason="comes with mlflow")
+    path = home / "elsewhere"
+    path.write_text(text)
+    path.chmod(0o644)
+    monkeypatch.setenv("NETRC", str(path))
+    login = utils.get_netrc_auth(HOST.server)
+    sent = connection.headers(HOST, {"NETRC": str(path)}).get("Authorization")
+    assert sent == (None if login is None else basic(":".join(login)))
+
+
+def test_a_netrc_that_is_none_is_passed_over(home, monkeypatch):
+    (home / ".netrc").write_bytes(b"machine host login me password \xff\x00 pa55")
+    assert "Authorization" not in connection.headers(HOST, {})
+    assert "Authorization" not in connection.headers(HOST, {"NETRC": str(home / "nothing")})
+    assert "Authorization" not in connection.headers(HOST, {"NETRC": str(home)})
+
+
+def test_netrc_is_read_once_for_a_server_and_again_when_it_changes(home, monkeypatch):
+    (home / ".netrc").write_text(NETRC)
+    read, whole = [], netrc_file.netrc.netrc
+    monkeypatch.setattr(netrc_file.netrc, "netrc", lambda path: read.append(path) or whole(path))
+    for _ in range(3):
+        connection.headers(HOST, {})
+    connection.headers(HOST, {"MLFLOW_TRACKING_TOKEN": "t0ken"})
+    assert read == [str(home / ".netrc")]
+    (home / ".netrc").write_text(NETRC.replace("pa55", "renewed"))
+    assert connection.headers(HOST, {})["Authorization"] == basic("me:renewed")
+
+
+def test_the_password_of_netrc_is_known_as_a_secret(home):
+    (home / ".netrc").write_text(NETRC)
+    assert connection.secrets(HOST, {}) == {"pa55", basic("me:pa55").removeprefix("Basic ")}
+    assert connection.secrets(Address("sqlite:///mlflow.db"), {}) == frozenset()
+
+
 def test_the_workspace_goes_along():
     assert connection.headers(HOST, {"MLFLOW_WORKSPACE": " team "})["X-MLFLOW-WORKSPACE"] == "team"
 
@@ -107,6 +172,8 @@ def plugins(tmp_path, monkeypatch):
         """class Provider:
     def in_context(self): return True
     def request_headers(self): return {'X-From': 'plugin'}
+class Login(Provider):
+    def request_headers(self): return {'authorization': 'Custom 1'}
 class Failing(Provider):
     def request_headers(self): raise ValueError("with t0ken")
 class Unable(Provider):
@@ -136,6 +203,13 @@ class Numbered(Provider):
 def test_header_plug_ins_are_asked_each_time(plugins):
     plugins(ours="header_plugin:Provider")
     assert connection.headers(HOST, {})["X-From"] == "plugin"
+
+
+def test_a_plug_ins_own_login_goes_before_netrc(plugins, home):
+    (home / ".netrc").write_text(NETRC)
+    plugins(ours="header_plugin:Login")
+    sent = connection.headers(HOST, {})
+    assert {value for name, value in sent.items() if name.lower() == "authorization"} == {"Custom 1"}
 
 
 def test_a_header_plug_in_that_fails_is_warned_of_once_and_left_out(plugins, caplog):

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from mlflow_servers import MlflowServer, s3_environment
-from servers import S3Server, free_port
+from servers import S3Server, free_port, google_key
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
-from stagesink import open_sink
+from stagesink import ArtifactUploader, open_sink, restore
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import ConfigError, DeleteNotSupported, RunNotFound, SinkConflict, TransientSinkError
 from stagesink.sinks.mlflow import MlflowSink, direct
@@ -210,6 +210,26 @@ def test_a_direct_store_gets_mlflows_extra_arguments(
     stored = MlflowSink(mlflow_server.sink_uri).put(ArtifactKey(run_id, "a.bin"), MemorySource(b"x"))
     head = mlflow_moto.boto3().head_object(Bucket="mlflow", Key=f"extra/{run_id}/artifacts/a.bin")
     assert (head["StorageClass"], stored.uri) == ("STANDARD_IA", f"s3://mlflow/extra/{run_id}/artifacts/a.bin")
+
+
+def test_a_google_root_is_reached_directly(mlflow_server: MlflowServer, mlflow_moto: S3Server, tmp_path: Path) -> None:
+    """Google's XML interface, whose form is S3's, so that moto answers: as in the conformance tests of ``gs:``."""
+    pytest.importorskip("obstore", reason="comes with the extra az, from Python 3.11 on")
+    options = {"token": str(google_key(tmp_path)), "endpoint_url": mlflow_moto.endpoint}
+    run_id = mlflow_server.run(mlflow_server.experiment("gs://mlflow/google"))
+    sink = MlflowSink(mlflow_server.sink_uri, options)
+    wrote = {"metrics.json": b"{}", "a b/größe.bin": bytes(range(256)) * 70_000}
+    for path, data in wrote.items():
+        (tmp_path / "out" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / path).write_bytes(data)
+    with ArtifactUploader(run_id, sink=mlflow_server.sink_uri, storage_options=options) as uploader:
+        assert uploader.add_files(tmp_path / "out", "tree") is True, uploader.errors
+    moto, prefix = mlflow_moto.boto3(), f"google/{run_id}/artifacts/tree/"
+    for path, data in wrote.items():
+        assert moto.get_object(Bucket="mlflow", Key=prefix + path)["Body"].read() == data
+    assert sink.stat(ArtifactKey(run_id, "tree/metrics.json")).uri == f"gs://mlflow/{prefix}metrics.json"
+    restore(sink, list(list_committed(sink, run_id)), tmp_path / "back")
+    assert {path: (tmp_path / "back" / "tree" / path).read_bytes() for path in wrote} == wrote
 
 
 def test_what_mlflows_own_client_wrote_is_read(mlflow: Any, mlflow_server: MlflowServer, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import BadStatusLine
 from json import loads
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Body = bytes | Iterable[Any]  # of what a socket can send
 
+_TLS_ALERT = "\x15\x03"  # how a record begins that says why a server will not go on: RFC 8446, 5.1
+
 
 @dataclass(frozen=True, slots=True)
 class Hints:
@@ -32,6 +35,9 @@ class Hints:
     timeout: str = "Try again."
     certificate: str = "Check the host name, or name its authority in REQUESTS_CA_BUNDLE."
     client_certificate: str = "Ask whoever runs it how clients show who they are."
+    scheme: str = ""
+    """Where the address may be somebody's slip of the pen. Most that speak TLS hang up on plain HTTP without a word,
+    and some that do not speak it wait for its end; ``{other}`` stands for the other scheme."""
 
 
 class HttpClient:
@@ -59,6 +65,7 @@ class HttpClient:
         self._hints = hints or Hints()
         self._connect = connect
         self._headers = headers
+        self._answered = False  # once: then the scheme is the right one
         self._pools: dict[
             int, PoolManager | PoolsByHost
         ] = {}  # by process id: a fork's child must not speak on its parent's
@@ -94,9 +101,9 @@ class HttpClient:
         TransientSinkError
             The server could not be reached, hung up, or took too long.
         SinkError
-            Its certificate does not hold, or it does not speak TLS.
+            Its certificate does not hold, or it does not speak TLS, or nothing else.
         """
-        with self.translating(doing):
+        with self.translating(doing, url):
             response = self._pool().request(
                 method,
                 url,
@@ -107,17 +114,26 @@ class HttpClient:
                 preload_content=not stream,
                 decode_content=not stream,  # an artifact's bytes are its bytes, whatever a server says of them
             )
+        self._answered = True
         if response.status >= 500:
             self._pool().clear()  # uvicorn cuts the connection on which its application failed, a moment later
         return response
 
     @contextmanager
-    def translating(self, doing: str) -> Iterator[None]:
-        """Turn what urllib3 raises into our errors; what a body's own iterator raises passes."""
+    def translating(self, doing: str, url: str = "") -> Iterator[None]:
+        """Turn what urllib3 raises into our errors; what a body's own iterator raises passes.
+
+        Parameters
+        ----------
+        doing : str
+            What fails if this does, as the start of a sentence.
+        url : str
+            Where a request goes; not for the body of an answer.
+        """
         try:
             yield
         except exceptions.SSLError as error:
-            raise _tls_error(error, f"{doing}: {self.name}", self._hints) from None
+            raise self._tls_error(error, f"{doing}: {self.name}", url) from None
         except (exceptions.ConnectTimeoutError, exceptions.NewConnectionError, exceptions.ProxyError) as error:
             raise TransientSinkError(
                 f"{doing}: {self.name} cannot be reached ({_reason(error)}).",
@@ -126,11 +142,19 @@ class HttpClient:
         except exceptions.ReadTimeoutError:
             raise TransientSinkError(
                 f"{doing}: {self.name} took too long to answer.",
-                hint=self._hints.timeout,
+                hint=self._or_the_scheme(self._hints.timeout, url),
             ) from None
         except exceptions.HTTPError as error:
             # Protocol errors: a connection that was cut, an answer that is none, a body shorter than announced.
-            raise TransientSinkError(f"{doing}: the connection to {self.name} broke ({_reason(error)}).") from None
+            if any(map(_is_alert, _inner(error))):
+                raise SinkError(
+                    f"{doing}: {self.name} speaks TLS, and was spoken to without.",
+                    hint="Write https:// instead of http://, or check the port.",
+                ) from None
+            raise TransientSinkError(
+                f"{doing}: the connection to {self.name} broke ({_reason(error)}).",
+                hint=self._or_the_scheme(TransientSinkError.default_hint, url),
+            ) from None
 
     def close(self) -> None:
         """Let go of this process's connections."""
@@ -142,6 +166,32 @@ class HttpClient:
         pool = self._pools.get(os.getpid())
         return pool if pool is not None else self._pools.setdefault(os.getpid(), self._connect())
 
+    def _tls_error(self, error: exceptions.SSLError, what: str, url: str) -> SinkError:
+        cause = error.args[0] if error.args else None
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return SinkError(
+                f"{what} shows a certificate that does not hold ({cause.verify_message}).",
+                hint=self._hints.certificate,
+            )
+        if getattr(cause, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
+            return SinkError(
+                f"{what} does not speak TLS.", hint="Write http:// instead of https://, or check the port."
+            )
+        if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
+            return TransientSinkError(
+                f"{what} hung up.", hint=self._or_the_scheme(TransientSinkError.default_hint, url)
+            )
+        return SinkError(
+            f"{what} refuses our TLS ({getattr(cause, 'reason', None) or _name(error)}).",
+            hint=self._hints.client_certificate,
+        )
+
+    def _or_the_scheme(self, hint: str, url: str) -> str:
+        if self._answered or not url or not self._hints.scheme:
+            return hint
+        other = "https" if url.startswith("http:") else "http"
+        return f"{hint} {self._hints.scheme.format(other=other)}"
+
 
 def json_of(response: BaseHTTPResponse) -> dict[str, Any]:
     """Return the object that the answer's body is; an empty one where it is none, such as a page of HTML."""
@@ -152,21 +202,9 @@ def json_of(response: BaseHTTPResponse) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _tls_error(error: exceptions.SSLError, what: str, hints: Hints) -> SinkError:
-    cause = error.args[0] if error.args else None
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return SinkError(
-            f"{what} shows a certificate that does not hold ({cause.verify_message}).",
-            hint=hints.certificate,
-        )
-    if getattr(cause, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
-        return SinkError(f"{what} does not speak TLS.", hint="Write http:// instead of https://, or check the port.")
-    if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
-        return TransientSinkError(f"{what} hung up.")
-    return SinkError(
-        f"{what} refuses our TLS ({getattr(cause, 'reason', None) or _name(error)}).",
-        hint=hints.client_certificate,
-    )
+def _is_alert(error: BaseException) -> bool:
+    """Tell whether the server answered in TLS; http.client hands over what it took for the first line of an answer."""
+    return isinstance(error, BadStatusLine) and str(error.args[0]).startswith(_TLS_ALERT)
 
 
 def _name(error: BaseException) -> str:

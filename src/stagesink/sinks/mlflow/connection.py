@@ -14,10 +14,11 @@ import os
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from urllib3.util import make_headers
 
@@ -26,6 +27,7 @@ from stagesink.errors import ConfigError, SinkAuthError, SinkError
 from stagesink.sinks._backend_errors import translating
 from stagesink.sinks._http import pools
 from stagesink.sinks._http.client import Hints
+from stagesink.sinks.mlflow import netrc_file
 from stagesink.sinks.mlflow.address import Address
 
 if TYPE_CHECKING:
@@ -42,8 +44,12 @@ HINTS = Hints(
     timeout="Try again; MLFLOW_HTTP_REQUEST_TIMEOUT is the limit in seconds.",
     certificate="Check the host name, or name its authority in MLFLOW_TRACKING_SERVER_CERT_PATH.",
     client_certificate="If it wants a client certificate, name it in MLFLOW_TRACKING_CLIENT_CERT_PATH.",
+    scheme="If it goes on, the server may speak {other}: write {other}:// in its address.",
 )
 """What to do about connections, in mlflow's terms."""
+
+STORE_HINTS = replace(HINTS, scheme="")
+"""The same about a store whose address the server gives."""
 
 
 def needs_own_client(environ: Mapping[str, str] = os.environ) -> bool:
@@ -67,12 +73,18 @@ def switch(variable: str, environ: Mapping[str, str] = os.environ) -> bool | Non
 
 
 def headers(address: Address, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return what goes with each request to the server: who we are, and what mlflow's header plug-ins add."""
+    """Return what goes with each request to the server: who we are, and what mlflow's header plug-ins add.
+
+    ``~/.netrc`` speaks where nobody else does. With mlflow's own client it goes before all others, which requests'
+    users take for a defect: a token that was set for this server counts for more than a file for every program.
+    """
     found = {"User-Agent": f"stagesink/{__version__}", **_plugin_headers()}
     if workspace := environ.get("MLFLOW_WORKSPACE", "").strip():
         found["X-MLFLOW-WORKSPACE"] = workspace
     if authorization := _authorization(address, environ):
         found["Authorization"] = authorization
+    elif not any(name.lower() == "authorization" for name in found) and (login := _login_of_netrc(address, environ)):
+        found["Authorization"] = _basic(*login)
     return found
 
 
@@ -84,6 +96,8 @@ def secrets(address: Address, environ: Mapping[str, str] = os.environ) -> frozen
         found.add(_credentials_file().get("mlflow_tracking_password", ""))
     if address.login is not None:
         found |= {address.login[1], unquote(address.login[1])}
+    if login := _login_of_netrc(address, environ):
+        found |= {login[1], _basic(*login).partition(" ")[2]}
     with suppress(SinkAuthError, ConfigError, UnicodeError):
         if sent := _authorization(address, environ):
             found.add(sent.partition(" ")[2])
@@ -122,7 +136,7 @@ def _authorization(address: Address, environ: Mapping[str, str]) -> str | None:
         name = environ.get("MLFLOW_TRACKING_USERNAME") or from_file.get("mlflow_tracking_username", "")
         password = environ.get("MLFLOW_TRACKING_PASSWORD") or from_file.get("mlflow_tracking_password", "")
     if name and password:
-        return make_headers(basic_auth=_latin(f"{name}:{password}"))["authorization"]
+        return _basic(name, password)
     token = environ.get("MLFLOW_TRACKING_TOKEN", "").strip()  # files of secrets often end in a line break
     if not token.isascii() or not token.isprintable() or " " in token:
         raise SinkAuthError(
@@ -132,9 +146,14 @@ def _authorization(address: Address, environ: Mapping[str, str]) -> str | None:
     return f"Bearer {token}" if token else None
 
 
-def _latin(login: str) -> str:
+def _login_of_netrc(address: Address, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    host = urlsplit(address.server).hostname if address.is_http else None
+    return netrc_file.login_for(host, environ) if host else None
+
+
+def _basic(name: str, password: str) -> str:
     # mlflow sends the UTF-8 of it, urllib3 encodes as latin-1: spelled so that the same bytes go out.
-    return login.encode().decode("latin-1")
+    return make_headers(basic_auth=f"{name}:{password}".encode().decode("latin-1"))["authorization"]
 
 
 def _credentials_file() -> Mapping[str, str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import posixpath
+import re
+import secrets
 import threading
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -19,6 +22,8 @@ from stagesink.sinks.protocol import OnBytes
 _LARGE = 64 << 20
 _PART = 10 << 20  # mlflow's own default
 _PARTS = 10_000  # of S3, the strictest
+
+_BLOCK = re.compile(r"(?<=[?&]blockid=)[^&]*")
 
 
 class Multipart:
@@ -76,6 +81,7 @@ class Multipart:
         try:
             if not isinstance(urls, list) or len(urls) != -(-size // part_bytes) or not all(map(_is_url, urls)):
                 raise SinkError(f"{doing}: {self._http.name} gave no URLs for its parts.", hint="Upgrade the server.")
+            urls = _with_own_blocks(urls)
             parts = self._parts.send(
                 cut(stream, size, part_bytes),
                 lambda number, piece: self._send_one(piece, urls[number], doing),
@@ -125,6 +131,23 @@ class Multipart:
         doing = f"{self._http.name} could not be asked what it offers"
         response = self._http.request("GET", f"{self._server}/api/3.0/mlflow/server-info", doing)
         return response.status == 200 and json_of(response).get("multipart_uploads_enabled") is True
+
+
+def _with_own_blocks(urls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the blocks of an Azure blob names of our own; what other stores call their parts stays.
+
+    MLflow names them ``mlflow_block_1`` and so on. Azure wants names of one length, and refuses the tenth; and two
+    writers of one blob would each replace the other's blocks, so that what is committed mixes both. The signature is
+    for the blob, whatever its blocks are called, and the server commits those of the URLs that it is told in the end.
+    As long as MLflow's first nine, since Azure keeps what was sent and never committed for a week.
+    """
+    upload = secrets.token_hex(5)[:9]
+
+    def named(number: int, url: dict[str, Any]) -> dict[str, Any]:
+        block = quote(base64.b64encode(f"{number:05}{upload}".encode()), safe="")
+        return {**url, "url": _BLOCK.sub(block, url["url"])}
+
+    return [named(number, url) for number, url in enumerate(urls)]
 
 
 def _is_url(given: object) -> bool:

@@ -68,7 +68,7 @@ class MlflowSink:
         self._storage_options = dict(storage_options or {})
         self._own_client = own_client
         self._http = http_client(self._address)
-        self._store = HttpClient("the store behind the server", connection.presigned_pool, hints=connection.HINTS)
+        self._store = HttpClient("the store behind the server", connection.presigned_pool, hints=connection.STORE_HINTS)
         self._others: dict[str, HttpClient] = {}  # artifact servers on other hosts
         self._multiparts: dict[str, Multipart] = {}
         self._roots: dict[str, ArtifactSink] = {}

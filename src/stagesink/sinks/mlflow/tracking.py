@@ -72,7 +72,7 @@ class RestTracking:
         if (error is None or type(error) is SinkError) and not (isinstance(root, str) and root):
             raise SinkError(
                 f"{doing}: {self._http.name} answered {response.status}, and not as an MLflow server does.",
-                hint="Check the address: host, port, and the prefix it is served under.",
+                hint="Check the address: http or https, host, port, and the prefix it is served under.",
             )
         if error is not None:
             raise error
