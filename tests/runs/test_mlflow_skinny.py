@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_servers import MlflowServer, mlflow_version
+from outside import python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -111,3 +112,19 @@ def test_mlflow_skinny_is_enough(mlflow_server: MlflowServer, packages: Path, tm
     assert {each["key"]: each["value"] for each in found["data"]["params"]}["epochs"] == "2"
     assert {each["key"]: each["value"] for each in found["data"]["metrics"]}["loss"] == 0.5
     assert {"checkpoint/model.bin", "metrics.json", "benchmark_results.json"} <= mlflow_server.listed(run_id).keys()
+
+
+def test_what_mlflow_itself_lacks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.py").write_text("import what_it_needs")
+    program = """
+        import sys
+        from stagesink import open_sink
+        from stagesink.artifacts import ArtifactKey
+        sys.path.insert(0, sys.argv[1])
+        try:
+            open_sink("mlflow+sqlite:///x.db").stat(ArtifactKey("run", "x"))
+        except ImportError as error:
+            print(error)
+    """
+    done = python(program, tmp_path)
+    assert done.stdout.strip().endswith("what_it_needs is not installed. pip install 'stagesink[mlflow]'"), done

@@ -128,13 +128,14 @@ def client_of(address: Address) -> Any:
     Raises
     ------
     MissingExtra
-        mlflow is not installed.
+        mlflow, or what it needs, is not installed.
     """
     try:
         from mlflow import MlflowClient
     except ImportError as error:
+        missing = error.name or "a part of it"  # mlflow itself, or what it imports
         raise MissingExtra(
-            f"{address.shown} is reached through mlflow's own client, which is not installed.",
+            f"{address.shown} is reached through mlflow's own client, and {missing} is not installed.",
             hint="pip install 'stagesink[mlflow]'",
         ) from error
     try:
