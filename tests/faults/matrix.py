@@ -85,6 +85,8 @@ def digests_of(folder: Path) -> dict[str, str]:
 
 def _set_up(row: Row, world: World) -> None:
     world.monkeypatch.setattr("stagesink.outbox.background._FIRST_WAIT", 3600.0)  # `sync` is to find what waits
+    # Connections that are open when another process takes the index for itself wait that long.
+    world.monkeypatch.setattr("stagesink.outbox.index._BUSY_SECONDS", 5.0)
     settings = {
         "OUTBOX_PATH": str(world.outbox),
         "OUTBOX_KEEP_FREE": "0",
