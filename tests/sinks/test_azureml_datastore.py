@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import time
@@ -57,7 +58,9 @@ def test_an_object_lands_in_the_container_under_path_and_run(job: Job, form: str
     }[form]
     sink = opened(uri)
     stored = sink.put(KEY, MemorySource(b"x"))
-    assert sink.stat(KEY) == stored
+    # obstore, which carries a key, has the store compute an MD5; adlfs, which carries a signature, sends a block.
+    told = {"md5": hashlib.md5(b"x").hexdigest()} if credential == "AccountKey" else {}
+    assert sink.stat(KEY) == replace(stored, digests=told)
     assert [each.key for each in sink.list("run-1")] == [KEY]
     with _container(job, container) as client:
         assert client.download_blob("a b/c/run-1/folder/a.bin").readall() == b"x"
@@ -226,7 +229,10 @@ def test_a_secret_without_its_older_name(job: Job, credential: str, kind: str) -
     name = f"new{credential}{kind}".lower()
     job.service.add_datastore(name, name, credential, type=kind, older_names=False)  # type: ignore[arg-type]
     sink = opened(f"azureml://datastores/{name}")
-    assert sink.put(KEY, MemorySource(b"x")) == sink.stat(KEY)
+    stored = sink.put(KEY, MemorySource(b"x"))
+    found = sink.stat(KEY)
+    assert found is not None
+    assert replace(found, digests={}) == stored
     assert sink._opened is not None
     assert (sink._opened.ends is not None) == (credential == "Sas")
     sink.close()

@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,17 +29,22 @@ from trainers import LOADED
 pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from Python 3.11 on")
 
 from stagesink.artifacts import ArtifactKey, MemorySource
-from stagesink.errors import ConfigError, RunNotFound, SourceChanged, TransientSinkError
+from stagesink.errors import ConfigError, RunNotFound, SinkError, SourceChanged, TransientSinkError
 from stagesink.sinks import ArtifactSink, open_sink, registry
 from stagesink.sinks._hosts import PROTOCOLS
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.sinks.obstore import ObstoreSink, azure, google, s3
+from stagesink.sinks.obstore import look as look_at
+from stagesink.sinks.obstore.azure_list import listed
+from stagesink.sinks.obstore.azure_sas import ContainerSas
+from stagesink.sinks.obstore.look import Look
 from stagesink.sinks.obstore.parts import PART_BYTES, part_bytes
 from stagesink.sinks.protocol import NotingSink, SweepingSink
 from stagesink.testing import GeneratedSource
 from stagesink.testing.azurite import Azurite
 from stagesink.testing.conformance import NAMES
 from stagesink.testing.memory import PeakMemory
+from stagesink.transfer import Transfer, plan_file, plan_tree
 
 KEY = ArtifactKey("run", "folder/object.bin")
 KEYS = {"key": "AKIA", "secret": "s3cret"}
@@ -564,6 +570,105 @@ def test_the_etag_is_no_md5_where_the_bucket_encrypts_with_a_key_of_its_own(moto
     stored = sink.put(KEY, MemorySource(b"secret"))
     assert stored.digests == {}
     assert sink.stat(KEY) == stored
+
+
+@pytest.fixture
+def on_azure(azurite: Azurite, request: pytest.FixtureRequest) -> ObstoreSink:
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name)
+    sink = open_sink(f"az://stagesink/{name}", storage_options={"connection_string": azurite.connection_string})
+    assert isinstance(sink, ObstoreSink)
+    return sink
+
+
+def told_of(sink: ArtifactSink) -> list[dict[str, str]]:
+    """Return the digests that a sink tells of the one object of its run, by each way to ask."""
+    found = [sink.stat(KEY), *sink.list("run"), *sink.list("run", KEY.path), *sink.list("run", "folder")]
+    return [dict(stored.digests) for stored in found if stored is not None]
+
+
+def test_azure_tells_the_md5_of_an_object_in_one_piece_alone_whoever_asks(
+    on_azure: ObstoreSink, azurite: Azurite
+) -> None:
+    by_fsspec = FsspecSink(on_azure.uri, {"connection_string": azurite.connection_string})
+    for size, told in ((1000, True), (PART_BYTES, True), (PART_BYTES + 1, False)):
+        source = GeneratedSource(size)
+        assert on_azure.put(KEY, source).digests == {}  # obstore does not hand it on
+        digests = {"md5": source.digest("md5")} if told else {}
+        assert told_of(on_azure) == told_of(by_fsspec) == [digests] * 4
+
+
+def test_receipts_of_an_upload_to_azure_name_the_md5(on_azure: ObstoreSink, tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}").write_bytes(b"x" * number)
+    receipts = Transfer(on_azure).run(plan_tree("run", "tree", tmp_path))
+    (alone,) = Transfer(on_azure).run(plan_file("run", "alone", tmp_path / "3"))
+    assert [receipt.verified_by for receipt in (*receipts, alone)] == ["md5"] * 5
+
+
+def test_azures_listing_is_read_page_by_page_with_names_as_they_are(
+    on_azure: ObstoreSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = ["a & b", "a<b>", "&amp;", "'q\"", "ü/模型", "%41", "x+y", "z"]
+    for path in paths:
+        on_azure.put(ArtifactKey("run", path), MemorySource(path.encode()))
+    pages: list[bytes] = []
+    look = on_azure._client().look
+    monkeypatch.setattr(look, "page", lambda *asked: pages.append(b"") or small_page(look, *asked))
+    found = {stored.key.path: stored.digests["md5"] for stored in on_azure.list("run")}
+    assert found == {path: hashlib.md5(path.encode()).hexdigest() for path in paths}
+    assert len(pages) == 3
+
+
+def small_page(look: Look, prefix: str, marker: str, doing: str) -> look_at.Answer:
+    following = {"marker": marker} if marker else {}
+    return look._list(doing, whole=True, prefix=prefix, maxresults="3", **following)
+
+
+PAGE = b"""<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs>
+<Blob><Name>root/folder</Name><Properties><ResourceType>directory</ResourceType><Content-Length>0</Content-Length>
+</Properties></Blob><Blob><Name Encoded="true">root/a%EF%BF%BE</Name><Properties><Content-Length>7</Content-Length>
+<Content-MD5>not one</Content-MD5></Properties></Blob><Blob><Name>root/b</Name><Properties>
+<Content-Length>8</Content-Length><Content-MD5 /></Properties></Blob></Blobs><NextMarker /></EnumerationResults>"""
+
+
+class Canned:
+    """Answers one page."""
+
+    def __init__(self, *answers: look_at.Answer) -> None:
+        self.answers = list(answers)
+
+    def page(self, prefix: str, marker: str, doing: str) -> look_at.Answer:
+        return self.answers.pop(0)
+
+
+def test_folders_of_a_hierarchical_namespace_are_no_objects_and_names_may_be_encoded() -> None:
+    canned: Any = Canned(look_at.Answer(200, {"etag": ""}, body=PAGE))
+    assert list(listed(canned, "root/", "It")) == [("root/a\ufffe", 7, {}), ("root/b", 8, {})]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (200, {}, PAGE),
+        (200, {"etag": ""}, b"<html/>"),
+        (200, {"etag": ""}, b"<EnumerationResults><Blob><Name>x</Name></Blob>"),
+        (404, {"etag": ""}, b""),
+    ],
+)
+def test_what_is_no_listing_of_azures_is_an_error(status: int, headers: dict[str, str], body: bytes) -> None:
+    canned: Any = Canned(look_at.Answer(status, headers, body=body))
+    with pytest.raises(SinkError, match="something else than the store"):
+        list(listed(canned, "root/", "It"))
+
+
+def test_a_signature_is_made_anew_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    sas = ContainerSas("acct", "a2V5", "container")
+    first = sas.query()
+    assert sas.query() is first
+    wall, steady = time.time(), time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: wall + 600)
+    monkeypatch.setattr(time, "monotonic", lambda: steady + 600)
+    assert sas.query() != first
 
 
 # -- what others do there ----------------------------------------------------------------------------------------------

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from parts import (
     QUICK,
     RUN,
     Counting,
+    DigestListing,
     DigestReporting,
     Failing,
     Hooked,
@@ -507,6 +508,56 @@ def test_another_digest_than_ours_each_time_is_a_typed_error(algorithm: str, mem
     assert isinstance(error.failures["one.bin"], VerificationError)
     assert algorithm in str(error)
     assert error.receipts[0].attempts == 3
+    assert list_committed(memory, RUN) == ()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "mode", "proof"),
+    [
+        ("md5", "auto", "md5"),
+        ("sha256", "auto", "sha256"),
+        ("crc32c", "auto", "size"),
+        ("md5", "size", "size"),
+        ("md5", "full", "readback"),
+        ("md5", "none", "none"),
+    ],
+)
+@pytest.mark.parametrize("files", [{"a": b"x"}, FILES], ids=["one", "four"])
+def test_a_digest_that_is_told_with_the_confirmation_is_compared(
+    algorithm: str, mode: Any, proof: str, files: dict[str, bytes], memory: MemorySink
+) -> None:
+    receipts = Transfer(DigestListing(memory, algorithm), replace(QUICK, verify=mode)).run(plan(files))
+    assert {r.verified_by for r in receipts} == {proof}
+    assert {r.attempts for r in receipts} == {1}
+
+
+def test_what_is_confirmed_with_a_digest_is_read_once(memory: MemorySink) -> None:
+    sources = [Counting(bytes([n]) * size) for n, size in enumerate((100, 101))]
+    transfer = Transfer(DigestListing(memory), QUICK)
+    proofs = [transfer.run(one(source, f"{n}.bin"))[0].verified_by for n, source in enumerate(sources)]  # type: ignore[arg-type]
+    assert proofs == ["md5", "size"]  # of more than 100 bytes it says that it tells none, so none is taken
+    assert [source.opened for source in sources] == [1, 1]
+
+
+def test_a_digest_that_nobody_announced_is_taken_from_the_next_upload_on(memory: MemorySink) -> None:
+    class Silent(DigestListing):
+        reports: ClassVar = {}
+
+    transfer = Transfer(Silent(memory), QUICK)
+    proofs = [transfer.run(one(b"x" * 10, f"{n}.bin"))[0].verified_by for n in range(2)]
+    assert proofs == ["size", "md5"]
+
+
+def test_another_digest_in_the_confirmation_is_put_again_then_proven(memory: MemorySink) -> None:
+    receipts = Transfer(DigestListing(memory, wrong_first=1), QUICK).run(plan(FILES))
+    assert sorted((r.attempts, r.verified_by) for r in receipts) == [(1, "md5")] * 3 + [(2, "md5")]
+
+
+def test_another_digest_in_each_confirmation_is_a_typed_error(memory: MemorySink) -> None:
+    error = fail(Transfer(DigestListing(memory, wrong_first=99), replace(QUICK, reads=3)), one(b"x" * 100))
+    assert isinstance(error.failures["one.bin"], VerificationError)
+    assert "reports another md5" in str(error)
+    assert [(r.status, r.attempts, r.verified_by) for r in error.receipts] == [("failed", 3, "none")]
     assert list_committed(memory, RUN) == ()
 
 

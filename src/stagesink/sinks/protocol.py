@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import BinaryIO, Protocol, runtime_checkable
@@ -25,7 +25,7 @@ class ArtifactSink(Protocol):
         error raised by the source while it is read reaches the caller unchanged, and nothing has landed.
     2.  ``put`` overwrites; the same bytes twice is a no-op in effect.
     3.  What ``put`` returned, ``stat`` returns; ``digests`` are what the BACKEND computed or stored, not an echo of
-        ours.
+        ours. ``stat`` may tell more of them, where the answer to a put tells fewer.
     4.  ``list`` yields every object under the prefix exactly once, over any number of pages, and nothing half-written.
         A prefix names an object or a folder: ``"a"`` covers ``a`` and ``a/b``, not ``ab``. A run that holds nothing is
         empty.
@@ -102,6 +102,22 @@ class ExpectingSink(ArtifactSink, Protocol):
             Of one run.
         """
         ...
+
+
+@runtime_checkable
+class ReportingSink(ArtifactSink, Protocol):
+    """A sink that knows which digests its backend is going to tell. A capability, not part of the contract.
+
+    The engine takes them while the bytes pass, so that what ``put``, ``stat`` or ``list`` tells can be compared.
+
+    Attributes
+    ----------
+    reports : mapping of str to int
+        Names of digests, and of objects of up to how many bytes they are told.
+    """
+
+    @property
+    def reports(self) -> Mapping[str, int]: ...
 
 
 @runtime_checkable

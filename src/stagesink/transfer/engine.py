@@ -7,7 +7,7 @@ from functools import partial
 
 from stagesink.artifacts import ArtifactKey, Receipt
 from stagesink.errors import SinkConflict, SinkError, StagesinkError, TransferError
-from stagesink.sinks.protocol import ArtifactSink
+from stagesink.sinks.protocol import ArtifactSink, ReportingSink
 from stagesink.transfer.listed import ListedSink
 from stagesink.transfer.options import TransferOptions
 from stagesink.transfer.plan import Plan
@@ -49,9 +49,9 @@ class Transfer:
         self.options = options or TransferOptions()
         self.progress = progress
         self.on_landed = on_landed
-        # Digests this backend was seen to report, besides sha256, each with the largest object of which it did: these
-        # are taken while the bytes pass from the second object on. Of what goes in parts many report none.
-        self._reported: dict[str, int] = {}
+        # Digests this backend is known or was seen to report, besides sha256, each with the largest object of which it
+        # does: these are taken while the bytes pass. Of what goes in parts many report none.
+        self._reported: dict[str, int] = dict(sink.reports) if isinstance(sink, ReportingSink) else {}
 
     def run(self, plan: Plan) -> tuple[Receipt, ...]:
         """Land every object of ``plan``, then its manifest.

@@ -32,7 +32,9 @@ class Around(Protocol):
     there : dict
         What the last manifest names and the store still holds, with what the store says of it.
     reported : dict
-        The digests that this store has reported, and for objects of up to how many bytes.
+        The digests that this store reports, and for objects of up to how many bytes.
+    taken : dict
+        Digests of objects that landed without a proof, for the store to be asked about.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class Around(Protocol):
     turn: Turn
     there: dict[ArtifactKey, tuple[ManifestEntry, StoredArtifact]]
     reported: dict[str, int]
+    taken: dict[ArtifactKey, dict[str, str]]
 
     def uncommit(self) -> None:
         """Take the old manifest away, before the first change."""
@@ -61,6 +64,13 @@ class Around(Protocol):
     def read_back(self, key: ArtifactKey) -> str | None:
         """Return the sha256 of what the store gives back, None when it holds nothing there."""
         ...
+
+
+def strongest(stored: StoredArtifact) -> Proof | None:
+    """Name the strongest digest that the backend reports and that is worth comparing, if any."""
+    if not stored.digests:
+        return None
+    return next((name for name in _STRONGEST if name in stored.digests and name in DIGESTS), None)
 
 
 class Landing:
@@ -133,6 +143,8 @@ class Landing:
             self.sent = 0
             self.unanswered = reader if reader.whole and isinstance(error, TransientSinkError) else None
             raise
+        if proof == "none" and len(digests) > 1:
+            run.taken[self.item.key] = digests
         return self._uploaded(stored, digests["sha256"], proof)
 
     def _arrived(self, reader: ReadOnce) -> Receipt | None:
@@ -202,17 +214,16 @@ class Landing:
                 raise VerificationError(f"{uri} gives back other bytes for {key} than were sent.")
             return "readback"
         name = self._reported(stored)
-        return self._compare(name, ours, stored) if name is not None else "none"  # until its size is confirmed
+        return self._compare(name, ours, stored) if name is not None else "none"  # until it is confirmed
 
     def _reported(self, stored: StoredArtifact) -> Proof | None:
-        """Name the strongest digest that the backend reports and that is worth comparing, if any."""
-        if not stored.digests or self.run.options.verify != "auto":
-            return None
-        return next((name for name in _STRONGEST if name in stored.digests and name in DIGESTS), None)
+        return strongest(stored) if self.run.options.verify == "auto" else None
 
     def _expected(self) -> list[str]:
         """Name the digests that the backend will report of this object, as far as that is known."""
-        size = self.item.size or 0
+        size = self.item.size
+        if size is None or self.run.options.verify != "auto":
+            return []  # an archive is mostly larger than what any backend reports one of
         return [name for name, largest in list(self.run.reported.items()) if size <= largest]
 
     def _compare(self, name: Proof, ours: dict[str, str], stored: StoredArtifact) -> Proof:

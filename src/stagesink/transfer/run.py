@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar, cast
 
-from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, MemorySource, Receipt, StoredArtifact, lies_under
+from stagesink.artifacts import NOTES_FOLDER, ArtifactKey, MemorySource, Proof, Receipt, StoredArtifact, lies_under
 from stagesink.errors import (
     ArtifactNotFound,
     DeleteNotSupported,
@@ -27,7 +27,7 @@ from stagesink.errors import (
 from stagesink.interrupts import interrupts_whole
 from stagesink.manifest import Manifest, ManifestEntry, is_manifest_path, manifest_key
 from stagesink.sinks.protocol import ArtifactSink, BatchingSink, ExpectingSink
-from stagesink.transfer.landing import Landing
+from stagesink.transfer.landing import Landing, strongest
 from stagesink.transfer.notes import ALONE, Note, group_of, place_of
 from stagesink.transfer.options import TransferOptions
 from stagesink.transfer.plan import Plan, PlannedObject
@@ -118,6 +118,7 @@ class Run:
         self.turn = self._group_turn or self.effort.turn(self.plan.run_id, [self.plan.path])
         self.receipts: dict[ArtifactKey, Receipt] = {}
         self.failures: dict[ArtifactKey, StagesinkError] = {}
+        self.taken: dict[ArtifactKey, dict[str, str]] = {}
         self.previous: Manifest | None = None
         self.there: dict[ArtifactKey, tuple[ManifestEntry, StoredArtifact]] = {}
         self.committed = False
@@ -451,7 +452,7 @@ class Run:
     def _confirm(self) -> None:
         """See that what was put is there, and put again what is not: some stores accept an object and lose it.
 
-        What the store answered with its own digest of is proven already.
+        What the store answered with its own digest of is proven already; of the rest it may tell one now.
         """
         if self.options.verify not in ("auto", "size"):
             return
@@ -468,20 +469,37 @@ class Run:
                 for key in sent:
                     self._fail(key, error)
                 return
-            lost = {key for key, receipt in sent.items() if key not in there or there[key].size != receipt.size}
+            lost: dict[ArtifactKey, str] = {}
             for key, receipt in sent.items():
-                if key not in lost:
-                    self.receipts[key] = _proven_by_size(receipt)
+                proof, wrong = self._proof_of(receipt, there.get(key))
+                if wrong is not None:
+                    lost[key] = wrong
+                else:
+                    self.receipts[key] = _proven(receipt, proof)
             if not lost:
                 return
             if reads_left:
                 self.counter.add_bytes(-sum(sent[key].size for key in lost))
                 self._land_all([item for item in self.plan.objects if item.key in lost])
                 continue
-            for key in lost:
-                found = "does not hold it" if key not in there else f"holds {there[key].size} bytes of it"
+            for key, found in lost.items():
                 sentence = f"{self.sink.uri} accepted {sent[key].size} bytes for {key} and {found}."
                 self._fail(key, VerificationError(sentence))
+
+    def _proof_of(self, receipt: Receipt, stored: StoredArtifact | None) -> tuple[Proof, str | None]:
+        """Return what the store's own word proves of an object, and what is wrong with it, if anything."""
+        ours = {"sha256": receipt.sha256, **self.taken.pop(receipt.key, {})}
+        if stored is None:
+            return "none", "does not hold it"
+        if stored.size != receipt.size:
+            return "none", f"holds {stored.size} bytes of it"
+        name = strongest(stored) if self.options.verify == "auto" else None
+        if name is None:
+            return "size", None
+        if name not in ours:
+            self.reported[name] = max(receipt.size, self.reported.get(name, 0))  # the next upload takes it
+            return "size", None
+        return name, None if ours[name] == stored.digests[name] else f"reports another {name}"
 
     def _fail(self, key: ArtifactKey, error: StagesinkError) -> None:
         self.failures[key] = error
@@ -563,9 +581,9 @@ def start_call(call: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _proven_by_size(r: Receipt) -> Receipt:
+def _proven(r: Receipt, proof: Proof) -> Receipt:
     # Not dataclasses.replace: with thousands of small files its bookkeeping shows.
-    return Receipt(r.key, r.uri, r.size, r.sha256, r.seconds, r.attempts, r.status, "size", r.error)
+    return Receipt(r.key, r.uri, r.size, r.sha256, r.seconds, r.attempts, r.status, proof, r.error)
 
 
 def _manifest_at(sink: ArtifactSink, key: ArtifactKey) -> Manifest | None:

@@ -1,7 +1,12 @@
-"""Which digests of an object S3 tells: the ETag is its md5 only where it went in one piece and is not encrypted."""
+"""Which digests of an object a store tells.
+
+S3's ETag is its md5 only where it went in one piece and is not encrypted. Azure computes the MD5 of what comes in one
+piece, and of what comes in blocks it keeps the one that the client gave, if any; ours gives none.
+"""
 
 from __future__ import annotations
 
+import base64
 import re
 import threading
 import time
@@ -23,6 +28,15 @@ def digests_of_head(answer: Answer) -> dict[str, str]:
     """Return the digests that the answer to a HEAD vouches for."""
     md5 = md5_of(answer.headers.get("etag"))
     return {"md5": md5} if md5 is not None and _keeps_md5(answer) else {}
+
+
+def md5_of_base64(value: str | None) -> dict[str, str]:
+    """Return the digests that a ``Content-MD5`` holds."""
+    try:
+        md5 = base64.b64decode(value or "", validate=True)
+    except ValueError:
+        return {}
+    return {"md5": md5.hex()} if len(md5) == 16 else {}
 
 
 class Encryption:

@@ -1,19 +1,20 @@
-"""A second look over plain HTTP, for what obstore does not say: statuses, error codes, how an object is encrypted."""
+"""A second look over plain HTTP, for what obstore does not say: statuses, error codes, encryption, digests."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from stagesink.sinks._http.client import HttpClient
 from stagesink.sinks._http.pools import pool_manager
 from stagesink.sinks._http.status import retry_after_seconds
+from stagesink.sinks.obstore.azure_sas import ContainerSas
 from stagesink.sinks.obstore.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _SIGNED_FOR = timedelta(minutes=15)
 _CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,80})\s*</Code>")
-_PLAIN_NAME = "stagesink-asks-whether-it-may-read"
 _ENOUGH = 1 << 16  # bytes of an error's body
 _SECONDS = 30.0  # a question is short
 _SKEW = 300.0  # seconds; what the stores allow is 15 minutes, and tokens less
@@ -38,11 +38,14 @@ class Answer:
         Names in lower case.
     code : str or None
         The store's own name for an error, such as ``NoSuchBucket``.
+    body : bytes
+        Of a page of a listing.
     """
 
     status: int
     headers: Mapping[str, str]
     code: str | None = None
+    body: bytes = field(default=b"", repr=False)
 
     @property
     def is_the_stores(self) -> bool:
@@ -70,6 +73,12 @@ class Look:
         self._settings = settings
         self._store = store
         self._http = HttpClient(name, self._connect)
+        config = settings.config
+        self._sas = (
+            ContainerSas(config["account_name"], config["account_key"], settings.bucket)
+            if settings.kind == "AzureStore"
+            else None
+        )
 
     @property
     def can_sign(self) -> bool:
@@ -91,28 +100,35 @@ class Look:
         return self._ask("HEAD", self._url("HEAD", path), doing)
 
     def listing(self, doing: str) -> Answer:
-        """Ask for a listing, where that can be signed; for an object that is not there, elsewhere."""
-        settings = self._settings
-        if settings.kind == "S3Store":
-            answer = self._ask("GET", self._url("GET", ""), doing)
-        elif "sas_key" in settings.config:
-            url = f"{settings.endpoint}/{settings.bucket}?restype=container&comp=list&maxresults=1"
-            answer = self._ask("GET", f"{url}&{settings.config['sas_key']}", doing)
-        else:
-            return self.at(_PLAIN_NAME, doing)
-        # A listing has no ETag; that it is one shows by its type.
-        made_up = answer.status < 400 and "xml" not in answer.headers.get("content-type", "")
-        return answer if made_up else Answer(answer.status, {"etag": "", **answer.headers}, answer.code)
+        """Ask for a listing."""
+        if self._sas is not None:
+            return self._list(doing, maxresults="1")
+        return _as_listing(self._ask("GET", self._url("GET", ""), doing))
 
-    def _ask(self, method: str, url: str, doing: str, **headers: str) -> Answer:
+    def page(self, prefix: str, marker: str, doing: str) -> Answer:
+        """Ask Azure for one page of what has names that begin so, with its body."""
+        following = {"marker": marker} if marker else {}
+        return self._list(doing, whole=True, prefix=prefix, **following)
+
+    def _list(self, doing: str, *, whole: bool = False, **query: str) -> Answer:
+        asked = urlencode({"restype": "container", "comp": "list", **query}, quote_via=quote)
+        settings = self._settings
+        assert self._sas is not None
+        url = f"{settings.endpoint}/{settings.bucket}?{asked}&{self._sas.query()}"
+        return _as_listing(self._ask("GET", url, doing, whole=whole))
+
+    def _ask(self, method: str, url: str, doing: str, *, whole: bool = False, **headers: str) -> Answer:
         response = self._http.request(method, url, doing, headers=headers, stream=True)
+        told = {name.lower(): value for name, value in response.headers.items()}
+        whole = whole and response.status < 300 and _is_xml(told)
         with self._http.translating(doing):
-            body = response.read(_ENOUGH)
-        if len(body) < _ENOUGH:
+            body = response.read(None if whole else _ENOUGH)
+        if whole or len(body) < _ENOUGH:
             response.release_conn()
         else:
             response.close()  # a proxy may have put anything there
-        told = {name.lower(): value for name, value in response.headers.items()}
+        if whole:
+            return Answer(response.status, told, body=body)
         found = _CODE.search(body)
         return Answer(response.status, told, told.get("x-ms-error-code") or (found[1].decode() if found else None))
 
@@ -121,16 +137,24 @@ class Look:
 
     def _url(self, method: str, path: str) -> str:
         settings = self._settings
-        if settings.kind == "AzureStore" and "sas_key" in settings.config:
-            return f"{settings.endpoint}/{settings.bucket}/{quote(path)}?{settings.config['sas_key']}"
+        if self._sas is not None:
+            return f"{settings.endpoint}/{settings.bucket}/{quote(path)}?{self._sas.query()}"
         import obstore
 
-        # obstore 0.12 signs encoded names for Azure, which the service decodes first: so a name with nothing to encode.
-        # An account key is for every object alike.
-        name = _PLAIN_NAME if settings.kind == "AzureStore" else path
-        return str(obstore.sign(self._store, method, name, _SIGNED_FOR))
+        return str(obstore.sign(self._store, method, path, _SIGNED_FOR))
 
     def _connect(self) -> PoolManager:
         settings = self._settings
         seconds = min(_SECONDS, settings.seconds[1])
         return pool_manager(settings.endpoint, seconds=seconds, authorities=tuple(settings.authorities))
+
+
+def _as_listing(answer: Answer) -> Answer:
+    # A listing has no ETag; that it is one shows by its type.
+    if answer.status < 400 and not _is_xml(answer.headers):
+        return answer
+    return Answer(answer.status, {"etag": "", **answer.headers}, answer.code, answer.body)
+
+
+def _is_xml(headers: Mapping[str, str]) -> bool:
+    return "xml" in headers.get("content-type", "")

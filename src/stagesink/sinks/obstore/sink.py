@@ -20,10 +20,11 @@ from stagesink.sinks._forks import never_dropped_in_children
 from stagesink.sinks._hosts import configured, host_of
 from stagesink.sinks.fsspec import FsspecSink, open_fsspec
 from stagesink.sinks.obstore import azure, google, s3, stores
-from stagesink.sinks.obstore.digests import Encryption, digests_of_head, md5_of
+from stagesink.sinks.obstore.azure_list import listed
+from stagesink.sinks.obstore.digests import Encryption, digests_of_head, md5_of, md5_of_base64
 from stagesink.sinks.obstore.errors import error_of, sink_error
 from stagesink.sinks.obstore.look import Look
-from stagesink.sinks.obstore.parts import Budget, Pieces, part_bytes
+from stagesink.sinks.obstore.parts import PART_BYTES, Budget, Pieces, part_bytes
 from stagesink.sinks.obstore.reader import ObjectReader
 from stagesink.sinks.obstore.settings import Settings
 from stagesink.sinks.protocol import ArtifactSink, OnBytes
@@ -79,6 +80,11 @@ class ObstoreSink:
     def uri(self) -> str:
         """Printable address of the sink, without a slash at its end."""
         return self._shown
+
+    @property
+    def reports(self) -> Mapping[str, int]:
+        """What Azure computes of an object that goes in one request, as :class:`.ReportingSink` has it."""
+        return {"md5": PART_BYTES} if self._settings.kind == "AzureStore" else {}
 
     def __repr__(self) -> str:
         return f"ObstoreSink({self.uri!r})"
@@ -137,7 +143,7 @@ class ObstoreSink:
             alone = pool.submit(self._stat, ArtifactKey(run_id, prefix)) if prefix else None
             yield from self._find(run_id, prefix)
             if alone is not None and (stored := alone.result()) is not None:
-                yield StoredArtifact(stored.key, stored.uri, stored.size)
+                yield stored
 
     def delete(self, key: ArtifactKey) -> None:
         """Remove the object, if it is there."""
@@ -186,32 +192,49 @@ class ObstoreSink:
 
     def _stat(self, key: ArtifactKey) -> StoredArtifact | None:
         path, looking = self._path(key), f"{self._address(key)} could not be looked up"
-        digests: dict[str, str] = {}
-        if self._settings.kind == "S3Store":  # obstore does not tell how an object is encrypted
-            answer = self._client().look.head(path, looking)
-            error = error_of(answer, looking, ArtifactNotFound)
-            if error is not None:
-                raise error
-            if answer.status >= 400:
-                return None
-            size, digests = int(answer.headers["content-length"]), digests_of_head(answer)
-        else:
-            import obstore
+        if self._settings.kind == "GCSStore":
+            return self._stat_by_obstore(key, path, looking)
+        # obstore tells neither how S3 encrypts an object nor the MD5 that Azure has.
+        answer = self._client().look.head(path, looking)
+        error = error_of(answer, looking, ArtifactNotFound)
+        if error is not None and answer.status != 404:  # without the bucket there is no object either
+            raise error
+        if answer.status >= 400 or answer.headers.get("x-ms-resource-type") == "directory":
+            return None
+        digests = (
+            digests_of_head(answer)
+            if self._settings.kind == "S3Store"
+            else md5_of_base64(answer.headers.get("content-md5"))
+        )
+        return StoredArtifact(key, self._address(key), int(answer.headers["content-length"]), digests)
 
-            try:
-                with self._translating(looking, path):
-                    meta = obstore.head(self._client().store, path)
-            except ArtifactNotFound:
-                return None
-            self._must_be_the_stores(meta["e_tag"], looking)
-            size = meta["size"]
-        return StoredArtifact(key, self._address(key), size, digests)
-
-    def _find(self, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
+    def _stat_by_obstore(self, key: ArtifactKey, path: str, looking: str) -> StoredArtifact | None:
         import obstore
 
+        try:
+            with self._translating(looking, path):
+                meta = obstore.head(self._client().store, path)
+        except ArtifactNotFound:
+            return None
+        self._must_be_the_stores(meta["e_tag"], looking)
+        return StoredArtifact(key, self._address(key), meta["size"])
+
+    def _find(self, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
         base = f"{self._settings.root}/{run_id}".lstrip("/")
         listing = f"{self._address(run_id)} could not be listed"
+        azure = self._settings.kind == "AzureStore"
+        return (self._find_on_azure if azure else self._find_by_obstore)(run_id, prefix, base, listing)
+
+    def _find_on_azure(self, run_id: str, prefix: str, base: str, listing: str) -> Iterator[StoredArtifact]:
+        folder = f"{base}/{prefix}/" if prefix else f"{base}/"
+        for path, size, digests in listed(self._client().look, folder, listing):
+            key = _key(run_id, path[len(base) + 1 :])
+            if key is not None:
+                yield StoredArtifact(key, self._address(key), size, digests)
+
+    def _find_by_obstore(self, run_id: str, prefix: str, base: str, listing: str) -> Iterator[StoredArtifact]:
+        import obstore
+
         # Called by what is never dropped: nobody else refers to the pages.
         pages = partial(obstore.list, self._client().store, f"{base}/{prefix}", chunk_size=_PAGE)
         found = never_dropped_in_children(self._pages(pages, listing))
