@@ -14,7 +14,7 @@ from azureml_lines import Job
 pytest.importorskip("urllib3", reason="comes with the extra azureml")
 
 from stagesink.artifacts import ArtifactKey, MemorySource, Source, StoredArtifact
-from stagesink.errors import SinkAuthError, SinkError, TransientSinkError
+from stagesink.errors import SinkAuthError, SinkError, SinkQuotaError, TransientSinkError
 from stagesink.sinks.azureml.registrar import Registrar
 from stagesink.transfer import Transfer, plan_tree
 
@@ -262,3 +262,47 @@ def test_a_batch_that_the_service_answers_in_part(job: Job) -> None:
     with pytest.raises(TransientSinkError):
         job.sink.put(job.key(), MemorySource(b"x"))
     job.sink.put(job.key(), MemorySource(b"x"))
+
+
+@pytest.mark.parametrize(
+    ("code", "inner", "kind", "says"),
+    [
+        ("UserError", "BadArgument", SinkError, "answered UserError: BadArgument"),
+        ("UserError", "AuthorizationError", SinkAuthError, "answered UserError: AuthorizationError"),
+        ("UserError", "QuotaExceeded", SinkQuotaError, "answered UserError: QuotaExceeded"),
+        ("ServiceError", None, TransientSinkError, "answered ServiceError"),
+        ("UserError", None, TransientSinkError, "answered UserError"),  # as of a conflict whose path was removed since
+        ("not a code", None, TransientSinkError, "answered an error"),
+    ],
+)
+def test_a_path_that_is_refused_fails_with_what_the_service_said_of_it(
+    job: Job, code: str, inner: str | None, kind: type[SinkError], says: str
+) -> None:
+    job.service.faults.partial_batch(0, code=code, inner=inner)
+    with pytest.raises(SinkError, match=says) as caught:
+        job.sink.put(job.key(), MemorySource(b"x"))
+    assert type(caught.value) is kind
+    assert f"{job.key().path} could not be registered" in str(caught.value)
+    job.sink.put(job.key(), MemorySource(b"x"))
+
+
+def test_a_path_that_is_refused_takes_no_other_of_its_batch_along(job: Job) -> None:
+    job.sink.put(job.key("tree/3"), MemorySource(b"x"))  # a conflict from now on
+    run = job.sink._run(job.run_id)
+    job.service.faults.partial_batch(4, code="UserError", inner="BadArgument")
+    paths = [f"tree/{number}" for number in range(5)]
+    assert sorted(run.register(paths)) == paths[:3]
+    assert run.write_url("tree/3").startswith("http")
+    with pytest.raises(SinkError, match=r"tree/4 could not be registered: .* answered UserError: BadArgument"):
+        run.write_url("tree/4")
+
+
+def test_what_was_said_of_a_path_is_not_said_again_later(job: Job) -> None:
+    """A conflict is one, whatever was said of the path before."""
+    job.sink.put(job.key(), MemorySource(b"x"))
+    job.service.faults.partial_batch(0, code="UserError", inner="BadArgument")
+    job.sink.put(job.key(), MemorySource(b"y"))  # refused, and registered all the same
+    job.sink.delete(job.key())
+    job.service.faults.partial_batch(0, code=None)
+    with pytest.raises(TransientSinkError):
+        job.sink.put(job.key(), MemorySource(b"x"))

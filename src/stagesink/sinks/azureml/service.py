@@ -10,11 +10,18 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from json import loads
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import quote, unquote
 
 from stagesink.artifacts import ArtifactKey
-from stagesink.errors import ArtifactNotFound, RunNotFound, SinkAuthError, SinkError, TransientSinkError
+from stagesink.errors import (
+    ArtifactNotFound,
+    RunNotFound,
+    SinkAuthError,
+    SinkError,
+    SinkQuotaError,
+    TransientSinkError,
+)
 from stagesink.sinks._http.client import HttpClient, json_of
 from stagesink.sinks._http.status import kind_of_status, retry_after_seconds
 from stagesink.sinks.azureml.address import Workspace
@@ -25,6 +32,14 @@ if TYPE_CHECKING:
 
 _ORIGIN = "ExperimentRun"
 _UNEXPECTED = "Check the address; `stagesink doctor` tests it."
+# What the service says of one path of a batch, by its innermost code. A conflict has none that is known, so what is not
+# named here may be one: it shows by the path being registered.
+_OF_PATH: dict[str, type[SinkError]] = {
+    "AuthorizationError": SinkAuthError,
+    "BadArgument": SinkError,
+    "BadRequest": SinkError,
+    "QuotaExceeded": SinkQuotaError,
+}
 _EXPERIMENT = re.compile(r"^azureml://.*/experiments/(?P<name>[^/]+)/runs/")
 
 
@@ -47,12 +62,14 @@ class Run:
         self._history = f"{workspace.service}/history/v1.0/{workspace.path}/{of_run}/artifacts"
         container = f"{_ORIGIN}/dcid.{quote(run_id, safe='')}"
         self._store = f"{workspace.service}/artifact/v2.0/{workspace.path}/artifacts/{container}"
+        self._refused: dict[str, SinkError] = {}
 
     def register(self, paths: Sequence[str]) -> dict[str, str]:
         """Register paths and return the URLs that their blobs are written to.
 
         A path that was registered before is refused ("Resource Conflict"), also where its blob never came, and is
-        missing in the answer: :meth:`write_url` gives a new URL for it, and says what is wrong if it is something else.
+        missing in the answer: :meth:`write_url` gives a new URL for it, and says what the service said of it if it is
+        something else.
         """
         doing = f"{self.uri}/{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
         doing += " could not be registered"
@@ -61,6 +78,9 @@ class Run:
         answer = self._checked(response, doing, missing=RunNotFound)
         given = answer.get("artifactContentInformation")
         urls = {path: _uri_of(info) for path, info in given.items()} if isinstance(given, Mapping) else {}
+        errors = answer.get("errors")
+        for path, said in errors.items() if isinstance(errors, Mapping) else ():
+            self._refused[path] = _refusal(said, f"{self.uri}/{path} could not be registered", self._http.name)
         return {path: url for path, url in urls.items() if url is not None}
 
     def write_url(self, path: str) -> str:
@@ -68,12 +88,18 @@ class Run:
 
         Raises
         ------
+        SinkError
+            The path is not registered, for the reason that the service gave when it was to be.
         TransientSinkError
-            The path is not registered: somebody has removed it, or registering it failed.
+            It gave none, or none that tells it from a conflict: somebody may have removed it since.
         """
         doing = f"{self.uri}/{path} could not be put"
+        refusal = self._refused.pop(path, None)
         response = self._http.request("GET", f"{self._store}/write?path={quote(path, safe='')}", doing)
-        return self._url(self._checked(response, doing, missing=TransientSinkError), doing)
+        try:
+            return self._url(self._checked(response, doing, missing=ArtifactNotFound), doing)
+        except ArtifactNotFound as error:
+            raise refusal or TransientSinkError(error.message) from None
 
     def read_url(self, path: str) -> str | None:
         """Return a URL that the blob is read from, None where no such path is registered."""
@@ -268,8 +294,7 @@ def error_of(
     kind = (kind_of_status(status) if status >= 400 else SinkError) or SinkError
     said = json_of(response).get("error")
     code = said.get("code") if isinstance(said, Mapping) else None
-    shown = isinstance(code, str) and code.isalnum() and len(code) < 64
-    reason = f"{status} ({code})" if shown else str(status)
+    reason = f"{status} ({code})" if _is_shown(code) else str(status)
     if kind is SinkAuthError:
         return refused(doing, name, reason, response.headers.get("Date"))
     message = f"{doing}: {name} answered {reason}."
@@ -280,6 +305,22 @@ def error_of(
     if missing is RunNotFound:
         return RunNotFound(message, hint="Check the run id, and that it is a run of this workspace.")
     return missing(message)
+
+
+def _refusal(said: object, doing: str, name: str) -> SinkError:
+    """Return what the service's word on one path of a batch means."""
+    codes: list[str] = []
+    inner = said.get("error") if isinstance(said, Mapping) else None
+    while isinstance(inner, Mapping):
+        codes += [code] if _is_shown(code := inner.get("code")) else []
+        inner = inner.get("innerError")
+    message = f"{doing}: {name} answered {': '.join(codes) or 'an error'}."
+    kind = next((_OF_PATH[code] for code in reversed(codes) if code in _OF_PATH), TransientSinkError)
+    return kind(message, hint=_UNEXPECTED if kind is SinkError else None)
+
+
+def _is_shown(code: object) -> TypeGuard[str]:
+    return isinstance(code, str) and code.isalnum() and len(code) < 64
 
 
 def _is_a_page(response: BaseHTTPResponse) -> bool:

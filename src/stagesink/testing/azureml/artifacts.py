@@ -51,7 +51,7 @@ class Artifacts:
         for number, (path, tags) in enumerate(wanted):
             if partial and number >= partial.paths:
                 if partial.code:
-                    errors[path] = error_body(partial.code, "The path could not be registered.", None)
+                    errors[path] = error_body(partial.code, "The path could not be registered.", partial.inner)
                 continue
             artifact = container.register(path, tags)
             if artifact is None:

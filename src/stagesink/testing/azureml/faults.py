@@ -32,6 +32,7 @@ class Partial:
 
     paths: int
     code: str | None
+    inner: str | None = None
 
 
 Why = Literal["signature", "expired", "early", "permission", "container"]
@@ -96,7 +97,9 @@ class Faults:
         """Answer late."""
         self._order(call, Delay(seconds), times)
 
-    def partial_batch(self, paths: int, *, code: str | None = "ServiceError", times: int = 1) -> None:
+    def partial_batch(
+        self, paths: int, *, code: str | None = "ServiceError", inner: str | None = None, times: int = 1
+    ) -> None:
         """Register only the first paths of a batch.
 
         Parameters
@@ -104,9 +107,11 @@ class Faults:
         paths : int
         code : str, optional
             What ``errors`` says of the others; ``None`` leaves them out of the answer.
+        inner : str, optional
+            The inner code, such as ``"BadArgument"``.
         times : int
         """
-        self._order("register", Partial(paths, code), times)
+        self._order("register", Partial(paths, code, inner), times)
 
     def bad_urls(self, why: Why = "signature", *, times: int = 1, call: str | None = None) -> None:
         """Give blob URLs that Azurite refuses.
