@@ -223,6 +223,7 @@ def test_a_laptop_that_is_not_logged_in(laptop: Login, monkeypatch: pytest.Monke
 def test_doctor_says_what_is_wrong(run_id: str, azureml_service: FakeAzureML, monkeypatch: pytest.MonkeyPatch) -> None:
     token = azureml_service.token(tenant="another")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+    monkeypatch.setenv("AZUREML_RUN_TOKEN", token)  # a good one would do instead
     result = CliRunner().invoke(app, ["doctor"], prog_name="stagesink")
     assert result.exit_code != 0
     assert "tenant" in " ".join(result.output.split())

@@ -23,6 +23,7 @@ pytest.importorskip("urllib3", reason="comes with the extra azureml")
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import MissingExtra, SinkAuthError, SinkError, TransientSinkError
 from stagesink.sinks.azureml.auth import SCOPE, Tokens, expiry, refused
+from stagesink.sinks.protocol import ArtifactSink
 from stagesink.sinks.registry import open_sink
 
 
@@ -179,6 +180,94 @@ def test_an_ended_token_is_not_renewed() -> None:
 
     with pytest.raises(SinkAuthError, match="has ended"):
         Tokens(environ={"MLFLOW_TRACKING_TOKEN": jwt(-1)}, renew=renew).headers()
+
+
+# -- refused before their end ------------------------------------------------------------------------------------------
+
+
+def sent_by(job: Job) -> list[str]:
+    return [headers["authorization"].removeprefix("Bearer ") for headers in job.lines.front.headers]
+
+
+@dataclass
+class Signing:
+    """A credential whose tokens the service makes; with ``same`` it gives the first one again and again, as a cache."""
+
+    job: Job
+    same: bool = False
+    given: list[str] = field(default_factory=list)
+
+    def get_token(self, *scopes: str, **kwargs: object) -> Given:
+        # Each ends at another time, so each is another.
+        self.given.append(
+            self.given[0] if self.same and self.given else self.job.service.token(expires_in=3600 + len(self.given))
+        )
+        return Given(self.given[-1], time.time() + 3600)
+
+
+def opened_with(credential: Signing) -> ArtifactSink:
+    return open_sink("azureml:", storage_options={"credential": credential})
+
+
+def test_a_revoked_token_of_a_credential_is_asked_for_anew_once_and_the_call_repeated(job: Job) -> None:
+    credential = Signing(job)
+    sink = opened_with(credential)
+    sink.put(job.key("before"), MemorySource(b"x"))
+    job.service.revoke(credential.given[0])
+    job.lines.front.forget()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: sink.put(job.key(str(number)), MemorySource(b"x")), range(20)))
+    assert len(credential.given) == 2
+    assert len(list(sink.list(job.run_id))) == 21
+    first, second = credential.given
+    assert set(sent_by(job)) == {first, second}
+    assert sent_by(job).count(first) <= 8  # of each thread that was under way, one
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["a cache", "refused as well"])
+def test_a_credential_that_has_no_better_one_is_not_asked_for_each_file(job: Job, same: bool) -> None:
+    credential = Signing(job, same=same)
+    sink = opened_with(credential)
+    job.service.faults.answer(401, times=99)
+    for number in range(5):
+        with pytest.raises(SinkAuthError, match="answered 401"):
+            sink.stat(job.key(str(number)))
+    assert len(credential.given) == 2
+    assert len(sent_by(job)) == 5 + (not same)
+
+
+def test_a_revoked_token_of_the_environment_gives_way_to_the_other(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    revoked, good = job.service.token(expires_in=3000), job.service.token(expires_in=3100)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", revoked)
+    monkeypatch.setenv("AZUREML_RUN_TOKEN", good)
+    job.service.revoke(revoked)
+    assert job.sink.stat(job.key()) is None
+    assert sent_by(job) == [revoked, good]
+    assert job.sink.stat(job.key()) is None
+    assert sent_by(job) == [revoked, good, good]
+
+
+@pytest.mark.usefixtures("no_identity")
+@pytest.mark.parametrize(("seconds", "other"), [(3600, True), (-5, False)], ids=["good", "ended"])
+def test_one_that_somebody_renewed_meanwhile_is_taken(seconds: float, other: bool) -> None:
+    environ = {"MLFLOW_TRACKING_TOKEN": jwt(3600, "one")}
+    tokens = Tokens(environ=environ)
+    sent_before = tokens.headers()
+    assert not tokens.other_than(sent_before)
+    environ["MLFLOW_TRACKING_TOKEN"] = jwt(seconds, "two")
+    assert tokens.other_than(sent_before) is other
+
+
+@pytest.mark.usefixtures("no_identity")
+def test_the_environments_only_token_is_sent_once_where_it_is_refused(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZUREML_RUN_TOKEN", os.environ["MLFLOW_TRACKING_TOKEN"])
+    job.service.revoke(os.environ["MLFLOW_TRACKING_TOKEN"])
+    for number in range(2):
+        with pytest.raises(SinkAuthError, match="answered 401"):
+            job.sink.stat(job.key())
+        assert len(sent_by(job)) == number + 1
 
 
 # -- credentials -------------------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ class HttpClient:
     headers : callable
         Returns what goes with each request. May hold secrets, and is asked anew each time.
     hints : Hints, optional
+    other_login : callable, optional
+        Asked after a 401, with the headers that it was the answer to: True when ``headers`` has other credentials now.
+        The request is sent once more then.
     """
 
     def __init__(
@@ -60,8 +63,10 @@ class HttpClient:
         connect: Callable[[], PoolManager | PoolsByHost],
         headers: Callable[[], Mapping[str, str]] = dict,
         hints: Hints | None = None,
+        other_login: Callable[[Mapping[str, str]], bool] | None = None,
     ) -> None:
         self.name = name
+        self._other_login = other_login
         self._hints = hints or Hints()
         self._connect = connect
         self._headers = headers
@@ -103,20 +108,38 @@ class HttpClient:
         SinkError
             Its certificate does not hold, or it does not speak TLS, or nothing else.
         """
+        sent = {**self._headers(), **(headers or {})}
+        response = self._send(method, url, doing, body, sent, json, stream)
+        again = body is None or isinstance(body, bytes)  # else it has been read
+        if response.status == 401 and again and self._other_login is not None and self._other_login(sent):
+            response.close()
+            response = self._send(method, url, doing, body, {**sent, **self._headers()}, json, stream)
+        if response.status >= 500:
+            self._pool().clear()  # uvicorn cuts the connection on which its application failed, a moment later
+        return response
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        doing: str,
+        body: Body | None,
+        headers: Mapping[str, str],
+        json: Mapping[str, Any] | None,
+        stream: bool,
+    ) -> BaseHTTPResponse:
         with self.translating(doing, url):
             response = self._pool().request(
                 method,
                 url,
                 body=body,
                 json=json,
-                headers={**self._headers(), **(headers or {})},
+                headers=headers,
                 redirect=False,  # a token must not travel to another host
                 preload_content=not stream,
                 decode_content=not stream,  # an artifact's bytes are its bytes, whatever a server says of them
             )
         self._answered = True
-        if response.status >= 500:
-            self._pool().clear()  # uvicorn cuts the connection on which its application failed, a moment later
         return response
 
     @contextmanager

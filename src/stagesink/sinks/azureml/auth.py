@@ -65,6 +65,8 @@ class Tokens:
         self._renew = renew
         self._newer: dict[str, tuple[str, float]] = {}  # by the environment's token
         self._next_try = 0.0
+        self._refused: set[str] = set()  # of the environment's
+        self._next_anew = 0.0
         self._default: dict[int, Credential] = {}
         self._kept: tuple[str, float] | None = None
         self._failed: tuple[SinkAuthError, float] | None = None
@@ -82,6 +84,22 @@ class Tokens:
         """
         return {"Authorization": f"Bearer {self._token()}"}
 
+    def other_than(self, headers: Mapping[str, str]) -> bool:
+        """Tell whether there is another token than the one that was refused, though it had not ended by its own word.
+
+        It may be revoked, or the service's clock be another. Somebody may have put a new one into the environment, or
+        its second variable has another; a credential is asked anew. From now on the other one is given.
+        """
+        refused = headers.get("Authorization", "").removeprefix("Bearer ")
+        try:
+            if self._given is None and self._has_other(refused):
+                self._refused.add(refused)
+            elif self._kept is not None:
+                self._ask_anew(self._given or self._identity(), refused)
+            return self._token() != refused
+        except (SinkError, MissingExtra):
+            return False
+
     def secrets(self) -> frozenset[str]:
         """Collect the environment's tokens, which must not be shown."""
         return frozenset(filter(None, (self._environ.get(name, "") for name in VARIABLES)))
@@ -90,13 +108,12 @@ class Tokens:
         if self._given is not None:
             return self._ask(self._given)
         ended, last = None, None
-        for name in VARIABLES:
-            if token := self._of_job(name):
-                until = expiry(token)
-                if until is None or until > time.time() + _MARGIN:
-                    return token
-                ended = ended or name
-                last = last or (token if until > time.time() else None)
+        for name, token in self._of_environment():
+            until = expiry(token)
+            if until is None or until > time.time() + _MARGIN:
+                return token
+            ended = ended or name
+            last = last or (token if until > time.time() else None)
         try:
             return self._ask(self._identity())
         except (SinkAuthError, MissingExtra) as error:
@@ -108,6 +125,11 @@ class Tokens:
                 f"The token in {ended} has ended by this machine's clock, and there is no other: {error.message}",
                 hint="Run it inside the job, or log in with `az login` (and install 'stagesink[azureml]').",
             ) from None
+
+    def _of_environment(self) -> list[tuple[str, str]]:
+        """Return its tokens with their variables; those that were refused only where there are no others."""
+        tokens = [(name, token) for name in VARIABLES if (token := self._of_job(name))]
+        return [each for each in tokens if each[1] not in self._refused] or tokens
 
     def _of_job(self, name: str) -> str:
         token = self._environ.get(name, "").strip()
@@ -129,6 +151,10 @@ class Tokens:
                 self._next_try = time.monotonic() + min(_AGAIN, (ends - time.time()) / 2)
         return held
 
+    def _has_other(self, refused: str) -> bool:
+        tokens = (token for _, token in self._of_environment() if token not in {refused, *self._refused})
+        return any((ends := expiry(token)) is None or ends > time.time() for token in tokens)
+
     def _ask(self, credential: Credential) -> str:
         # One at a time: asking may start a process (`az`), and the others are served by what it brings, an error too.
         with self._lock:
@@ -140,6 +166,12 @@ class Tokens:
                         raise
                     # What is kept serves until its end.
             return self._kept[0]
+
+    def _ask_anew(self, credential: Credential, refused: str) -> None:
+        with self._lock:  # of many threads that were refused with one token, one asks
+            if self._kept is not None and self._kept[0] == refused and self._next_anew <= time.monotonic():
+                self._next_anew = time.monotonic() + _AGAIN
+                self._kept = self._new(credential)
 
     def _new(self, credential: Credential) -> tuple[str, float]:
         if self._failed is not None and self._failed[1] > time.monotonic():

@@ -246,7 +246,7 @@ def _service(address: Address, credential: Credential | None) -> HttpClient:
         return None  # the one at hand serves until its end
 
     tokens = Tokens(credential, renew=renew)
-    return HttpClient(name, connect, lambda: {**agent, **tokens.headers()})
+    return HttpClient(name, connect, lambda: {**agent, **tokens.headers()}, other_login=tokens.other_than)
 
 
 def _key(run_id: str, path: str) -> ArtifactKey | None:

@@ -225,6 +225,10 @@ class FakeAzureML:
         other = Workspace(mine.subscription, mine.resource_group, workspace) if workspace else mine
         return self._calls.identity.tokens.make(other.path, expires_in=seconds, valid_in=valid_in, tenant=tenant)
 
+    def revoke(self, token: str) -> None:
+        """Refuse a token from now on, though it has not ended."""
+        self._calls.identity.tokens.revoked.add(token)
+
     def environment(self, run_id: str, *, token: str | None = None) -> dict[str, str]:
         """Return the variables of a job that works on a run, and those with which it trusts this service."""
         token, run = token or self.token(), self.state.runs[run_id]

@@ -29,11 +29,14 @@ class Tokens:
         What they are signed with.
     faults : Faults
         By its clock they are checked.
+    revoked : set of str
+        Tokens that are refused before their end.
     """
 
     tenant: str
     key: bytes = field(default_factory=lambda: token_bytes(32), repr=False)
     faults: Faults = field(default_factory=Faults)
+    revoked: set[str] = field(default_factory=set, repr=False)
 
     def make(
         self, workspace: str, *, expires_in: float = 3600.0, valid_in: float = -5.0, tenant: str | None = None
@@ -75,6 +78,8 @@ class Tokens:
             raise InvalidToken("The token is no JWT.") from None
         if not hmac.compare_digest(given, self._signature(signed)):
             raise InvalidToken("The token's signature is not valid.")
+        if token in self.revoked:
+            raise InvalidToken("The token was revoked.")
         now = time.time() + self.faults.clock_ahead
         if now >= claims["exp"]:
             raise InvalidToken("The token has expired.")
