@@ -115,6 +115,7 @@ def test_mlflow_skinny_is_enough(mlflow_server: MlflowServer, packages: Path, tm
 
 
 def test_what_mlflow_itself_lacks_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("urllib3")
     (tmp_path / "mlflow.py").write_text("import what_it_needs")
     program = """
         import sys
