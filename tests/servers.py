@@ -28,6 +28,16 @@ _AZURITE = os.environ.get(COMMAND_VARIABLE)  # now: within a test there are no s
 PAGE = 100
 """Objects on one page of moto's listings; 1,000 as on the real S3 would only make the tests slower."""
 
+_HELD: list[socket.socket] = []
+
+
+def closed_port() -> int:
+    """Return a port where nobody listens, and nobody will as long as this process lives."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    _HELD.append(held)
+    return int(held.getsockname()[1])
+
 
 @dataclass(frozen=True)
 class S3Server:

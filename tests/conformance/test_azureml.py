@@ -6,7 +6,7 @@ import uuid
 from typing import ClassVar
 
 import pytest
-from servers import free_port, installed
+from servers import closed_port, installed
 
 pytest.importorskip("urllib3", reason="comes with the extra azureml")
 
@@ -42,7 +42,7 @@ class TestRuns(AzureMLConformance):
 
     @pytest.fixture
     def unreachable_sink(self, monkeypatch: pytest.MonkeyPatch) -> ArtifactSink:
-        monkeypatch.setenv("AZUREML_SERVICE_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv("AZUREML_SERVICE_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
         return open_sink("azureml:")
 
 
@@ -62,5 +62,5 @@ class TestDatastore(AzureMLConformance):
 
     @pytest.fixture
     def unreachable_sink(self, monkeypatch: pytest.MonkeyPatch) -> ArtifactSink:
-        monkeypatch.setenv("AZUREML_SERVICE_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.setenv("AZUREML_SERVICE_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
         return open_sink("azureml://datastores/workspaceblobstore")

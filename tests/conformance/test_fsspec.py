@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import pytest
-from servers import PAGE, FtpServer, S3Server, free_port
+from servers import PAGE, FtpServer, S3Server, closed_port
 
 from stagesink.sinks.fsspec import FsspecSink
 from stagesink.testing import SinkConformance, check_against_dict
@@ -36,7 +36,7 @@ class TestS3(SinkConformance):
 
     @pytest.fixture
     def unreachable_sink(self, moto: S3Server) -> FsspecSink:
-        return FsspecSink("s3://bucket", moto.options(port=free_port()))
+        return FsspecSink("s3://bucket", moto.options(port=closed_port()))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ class TestAzure(SinkConformance):
 
     @pytest.fixture
     def unreachable_sink(self, azurite: Azurite) -> FsspecSink:
-        there = replace(azurite, port=free_port())
+        there = replace(azurite, port=closed_port())
         return FsspecSink("az://stagesink", {"connection_string": there.connection_string})
 
 
@@ -79,7 +79,7 @@ class TestFtp(SinkConformance):
 
     @pytest.fixture
     def unreachable_sink(self) -> FsspecSink:
-        return FsspecSink(f"ftp://127.0.0.1:{free_port()}/store")
+        return FsspecSink(f"ftp://127.0.0.1:{closed_port()}/store")
 
     @pytest.fixture(autouse=True)
     def _collected_here(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 from mlflow_servers import MlflowServer, mlflow_version
-from servers import PAGE, S3Server, free_port
+from servers import PAGE, S3Server, closed_port
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
@@ -89,7 +89,7 @@ class MlflowConformance(SinkConformance):
 
     @pytest.fixture
     def unreachable_sink(self) -> MlflowSink:
-        return MlflowSink(f"mlflow+http://127.0.0.1:{free_port()}")
+        return MlflowSink(f"mlflow+http://127.0.0.1:{closed_port()}")
 
 
 class TestProxiedFolder(MlflowConformance):

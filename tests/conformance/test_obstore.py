@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from servers import PAGE, S3Server, free_port, google_key
+from servers import PAGE, S3Server, closed_port, google_key
 
 pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from Python 3.11 on")
 
@@ -35,7 +35,7 @@ class TestS3(SinkConformance):
 
     @pytest.fixture
     def unreachable_sink(self, moto: S3Server) -> ArtifactSink:
-        return opened("s3://bucket", **moto.options(port=free_port()))
+        return opened("s3://bucket", **moto.options(port=closed_port()))
 
 
 @pytest.mark.once
@@ -51,7 +51,7 @@ class TestAzure(SinkConformance):
 
     @pytest.fixture
     def unreachable_sink(self, azurite: Azurite) -> ArtifactSink:
-        there = replace(azurite, port=free_port())
+        there = replace(azurite, port=closed_port())
         return opened("az://stagesink", connection_string=there.connection_string)
 
 
@@ -76,7 +76,7 @@ class TestGoogle(SinkConformance):
 
     @pytest.fixture
     def unreachable_sink(self, key_file: Path) -> ArtifactSink:
-        return opened("gs://bucket", token=str(key_file), endpoint_url=f"http://127.0.0.1:{free_port()}")
+        return opened("gs://bucket", token=str(key_file), endpoint_url=f"http://127.0.0.1:{closed_port()}")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from azureml_lines import Job
 from faults.proxy import Answer, CutRequest, Delay, DropReply, Fault, FaultProxy, Reset, TruncateReply
-from servers import free_port
+from servers import closed_port
 
 pytest.importorskip("urllib3", reason="comes with the extra azureml")
 
@@ -518,14 +518,14 @@ def test_a_lease_that_somebody_holds(job: Job, file: Path, large: bool, caplog: 
 def test_nobody_there(
     job: Job, file: Path, host: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("AZUREML_SERVICE_ENDPOINT", f"http://{host}:{free_port()}")
+    monkeypatch.setenv("AZUREML_SERVICE_ENDPOINT", f"http://{host}:{closed_port()}")
     error = refused(job, file, caplog)
     assert "cannot be reached" in str(error)
     assert "Check the address" in str(error)
 
 
 def test_nobody_at_the_store(job: Job, file: Path) -> None:
-    url = f"http://127.0.0.1:{free_port()}/devstoreaccount1/azureml/x?se=2999-01-01T00%3A00%3A00Z&sig=abc"
+    url = f"http://127.0.0.1:{closed_port()}/devstoreaccount1/azureml/x?se=2999-01-01T00%3A00%3A00Z&sig=abc"
     answer = {"artifactContentInformation": {"metrics.json": {"contentUri": url}}, "artifacts": {}}
     job.lines.front.plan(Answer(200, body=json.dumps(answer).encode()), method="POST", after=1)
     error = failure(job, file)

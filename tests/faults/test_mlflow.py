@@ -22,7 +22,7 @@ import pytest
 from faults.proxy import Answer, CutRequest, DropReply, Fault, FaultProxy, Reset, Stall, TruncateReply
 from mlflow_servers import MlflowServer, mlflow_version
 from outside import small_disk
-from servers import free_port
+from servers import closed_port
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
@@ -320,7 +320,7 @@ def test_a_server_that_is_not_mlflow(
 
 
 def test_nobody_there(run_id: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    uri = f"mlflow+http://me:{PASSWORD}@127.0.0.1:{free_port()}"
+    uri = f"mlflow+http://me:{PASSWORD}@127.0.0.1:{closed_port()}"
     error = failure(MlflowSink(uri), run_id, file)
     assert type(error) is TransientSinkError
     assert "cannot be reached (Connection refused). Check the address" in str(error)
@@ -693,7 +693,7 @@ class TestOwnClient:
         assert "is deleted" in str(failure(MlflowSink(uri, own_client=True), run_id, file))
 
     def test_nobody_there(self, run_id: str, file: Path) -> None:
-        uri = f"mlflow+http://me:{PASSWORD}@127.0.0.1:{free_port()}"
+        uri = f"mlflow+http://me:{PASSWORD}@127.0.0.1:{closed_port()}"
         error = failure(MlflowSink(uri, own_client=True), run_id, file)
         assert type(error) is TransientSinkError
         assert "Check the address and port, and that the server runs." in str(error)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from faults.proxy import Answer, CutRequest, DropReply, Fault, FaultProxy, Reset, TruncateReply
-from servers import S3Server, free_port
+from servers import S3Server, closed_port
 
 pytest.importorskip("obstore", reason="comes with the extras az, s3 and gs, from Python 3.11 on")
 
@@ -343,9 +343,9 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: S3Server, uri: st
 def test_a_store_that_is_not_there(store: Store) -> None:
     options = {**store.options}
     if store.kind == "s3":
-        options["endpoint_url"] = f"http://127.0.0.1:{free_port()}"
+        options["endpoint_url"] = f"http://127.0.0.1:{closed_port()}"
     else:
-        options["connection_string"] = re.sub(r":\d+/", f":{free_port()}/", options["connection_string"])
+        options["connection_string"] = re.sub(r":\d+/", f":{closed_port()}/", options["connection_string"])
     sink = replace(store, options=options).sink()
     error = failure(lambda: sink.put(KEY, MemorySource(b"x")), store)
     assert type(error) is TransientSinkError

@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
 from outbox_store import Store
 from outside import files_in, small_disk
 
@@ -62,6 +63,69 @@ def test_what_its_owner_can_still_write_into_is_copied(outbox: Outbox, store: St
     assert copy.st_ino != model.stat().st_ino
     assert (model.stat().st_mode, model.stat().st_nlink) == (before, 1)
     assert len({each.stat().st_ino for each in landed(store)}) == 3
+
+
+def test_what_its_owner_let_go_of_may_be_open_still_and_is_copied(
+    outbox: Outbox, store: Store, checkpoint: Path
+) -> None:
+    with (checkpoint / "model.bin").open("r+b") as writer:
+        outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri, quick=True)
+        (checkpoint / "model.bin").unlink()
+        inode = os.fstat(writer.fileno()).st_ino
+        assert inode in kept_inodes(outbox)
+        assert synced(outbox).status == "landed"
+        target = store.folder / "run" / "checkpoint" / "model.bin"
+        assert target.stat().st_ino != inode
+        writer.write(b"CHANGED")
+        writer.flush()
+        assert target.read_bytes() == b"m" * (2 << 20)
+
+
+def test_a_file_system_that_does_not_count_names_gets_a_copy(
+    outbox: Outbox, store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    lstat = os.lstat
+
+    def with_one_name(path: str) -> os.stat_result:
+        found = lstat(path)
+        return os.stat_result((*found[:3], 1, *found[4:10]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stagesink.outbox.entry.os.lstat", with_one_name)
+        (entry,) = (outbox.entry(row.id) for row in outbox.rows())
+        assert entry is not None
+        given = store.folder.parent / "given"
+        assert not any(entry.source(file).link_to(str(given)) for file in entry.files)
+        assert not given.exists()
+
+
+def test_a_folder_with_a_group_of_its_own_gets_a_copy_that_has_it(
+    outbox: Outbox, store: Store, checkpoint: Path
+) -> None:
+    folder = store.folder / "run" / "checkpoint"
+    folder.mkdir(parents=True)
+    try:
+        os.chown(folder, -1, 2000)
+    except PermissionError:
+        pytest.skip("only root gives a folder away")
+    folder.chmod(0o2775)
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    assert synced(outbox).status == "landed"
+    assert {each.stat().st_gid for each in landed(store)} == {2000}
+    assert not any(each.name.startswith(".stagesink-") for each in folder.rglob("*"))
+
+
+def test_one_that_does_not_land_stays_its_own_users_alone(outbox: Outbox, store: Store, checkpoint: Path) -> None:
+    outbox.keep(plan_tree("run", "checkpoint", checkpoint), store.uri)
+    (store.folder / "run" / "checkpoint" / "model.bin").mkdir(parents=True)
+    assert synced(outbox).status == "failed"
+    (entry,) = (outbox.entry(row.id) for row in outbox.rows())
+    assert entry is not None
+    (place,) = (Path(entry.place(file)) for file in entry.files if file.path.endswith("model.bin"))
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert place.stat().st_nlink == 1
+    assert not any(each.name.startswith(".stagesink-") for each in store.folder.rglob("*"))
 
 
 def test_another_disk_gets_a_copy(outbox: Outbox, tmp_path: Path, checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from outbox_store import Store
-from servers import free_port
+from servers import closed_port
 
 from stagesink import ArtifactUploader
 from stagesink.artifacts import ArtifactKey, Source
@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "HTTPS_PROXY": "",
 }
 SAS = f"sv=2024-11-04&sp=rwdl&sr=c&sig={quote(SIGNATURE, safe='')}"
-CLOSED = free_port()
+CLOSED = closed_port()
 HERE = f"http://127.0.0.1:{CLOSED}"
 
 CASES: Mapping[str, tuple[str, str, dict[str, Any]]] = {

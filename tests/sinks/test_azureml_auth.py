@@ -247,6 +247,11 @@ def test_a_revoked_token_of_the_environment_gives_way_to_the_other(job: Job, mon
     assert sent_by(job) == [revoked, good, good]
 
 
+def test_the_second_variable_is_not_looked_at_where_the_first_will_do() -> None:
+    first = jwt(3600)
+    assert sent(Tokens(environ={"MLFLOW_TRACKING_TOKEN": first, "AZUREML_RUN_TOKEN": "no token at all"})) == first
+
+
 @pytest.mark.usefixtures("no_identity")
 @pytest.mark.parametrize(("seconds", "other"), [(3600, True), (-5, False)], ids=["good", "ended"])
 def test_one_that_somebody_renewed_meanwhile_is_taken(seconds: float, other: bool) -> None:

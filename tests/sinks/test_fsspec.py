@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import pytest
 from faults.proxy import Answer, DropReply, FaultProxy, Reset
-from servers import FtpServer, S3Server, botocore_session, free_port, installed
+from servers import FtpServer, S3Server, botocore_session, closed_port, installed
 
 from stagesink.artifacts import ArtifactKey, MemorySource
 from stagesink.errors import (
@@ -385,7 +385,7 @@ def test_the_uri_shows_no_password(uri: str, shown: str) -> None:
 
 def test_no_secret_is_in_an_error_or_its_traceback(moto: S3Server) -> None:
     secrets = {"key": "AKIA-secret-one", "secret": "secret-two", "token": "token-three"}
-    sink = FsspecSink("s3://bucket", {**moto.options(port=free_port()), **secrets})
+    sink = FsspecSink("s3://bucket", {**moto.options(port=closed_port()), **secrets})
     with pytest.raises(TransientSinkError) as caught:
         sink.put(KEY, MemorySource(b"x"))
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(sink)

@@ -17,7 +17,7 @@ import pytest
 from faults.proxy import Answer, FaultProxy
 from mlflow_servers import MlflowServer, mlflow_version
 from outside import python
-from servers import S3Server, free_port
+from servers import S3Server, closed_port
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
@@ -301,7 +301,7 @@ def test_the_signature_of_a_part_is_in_no_error_of_mlflows_own_client(
         """Imported without its warnings."""
     own.stat(key)
     # The store is behind a proxy that is not there, the server is not.
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
     monkeypatch.setenv("no_proxy", server)
     caplog.set_level("DEBUG")
     with pytest.raises(SinkError) as caught:
@@ -341,3 +341,13 @@ def _dead_pool() -> Any:
             )
 
     return Dead(retries=False)
+
+
+def test_only_blocks_of_azure_get_other_names() -> None:
+    azure = "https://a.blob.core.windows.net/c/a&blockid=zz/m.bin?comp=block&blockid=bWxmbG93&sv=1&sig=x%2B"
+    s3 = "https://b.s3.amazonaws.com/a%26blockid%3D/m.bin?partNumber=1&uploadId=blockid&X-Amz-Signature=0"
+    named, other = multipart._with_own_blocks([{"url": azure, "part_number": 1}, {"url": s3}])
+    assert other["url"] == s3
+    before, _, after = named["url"].rpartition("blockid=")
+    assert (before, after.partition("&")[2]) == (azure.rpartition("blockid=")[0], "sv=1&sig=x%2B")
+    assert after.partition("&")[0] != "bWxmbG93"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from mlflow_servers import MlflowServer, s3_environment
-from servers import S3Server, free_port, google_key
+from servers import S3Server, closed_port, google_key
 
 pytest.importorskip("urllib3", reason="comes with the extra mlflow")
 
@@ -370,7 +370,7 @@ def test_a_writers_note_is_listed_and_removed_by_one_request_each(mlflow_server:
 
 
 def test_opening_asks_nothing() -> None:
-    sink = open_sink(f"mlflow+http://127.0.0.1:{free_port()}")
+    sink = open_sink(f"mlflow+http://127.0.0.1:{closed_port()}")
     sink.close()
 
 

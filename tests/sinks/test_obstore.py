@@ -14,9 +14,10 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from faults.proxy import Answer, FaultProxy
@@ -661,14 +662,30 @@ def test_what_is_no_listing_of_azures_is_an_error(status: int, headers: dict[str
         list(listed(canned, "root/", "It"))
 
 
-def test_a_signature_is_made_anew_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_that_goes_round_is_an_error() -> None:
+    page = b"<EnumerationResults><Blobs /><NextMarker>2!a&amp;b</NextMarker></EnumerationResults>"
+    canned: Any = Canned(*[look_at.Answer(200, {"etag": ""}, body=page)] * 3)
+    with pytest.raises(SinkError, match="something else than the store"):
+        list(listed(canned, "root/", "It"))
+
+
+@pytest.mark.parametrize("clock", ["time", "monotonic"], ids=["one stands while a machine sleeps", "one is set back"])
+def test_a_signature_is_made_anew_when_either_clock_says_so(monkeypatch: pytest.MonkeyPatch, clock: str) -> None:
     sas = ContainerSas("acct", "a2V5", "container")
     first = sas.query()
     assert sas.query() is first
-    wall, steady = time.time(), time.monotonic()
-    monkeypatch.setattr(time, "time", lambda: wall + 600)
-    monkeypatch.setattr(time, "monotonic", lambda: steady + 600)
-    assert sas.query() != first
+    now = getattr(time, clock)()
+    monkeypatch.setattr(time, clock, lambda: now + 1000)
+    sas.query()
+    assert sas._made is not None
+    assert getattr(time, clock)() in sas._made[1:]
+
+
+def test_a_signature_has_a_start_that_a_slow_clock_has_passed_and_an_end() -> None:
+    sent = dict(parse_qsl(ContainerSas("acct", "a2V5", "container").query()))
+    starts, ends = (datetime.strptime(sent[name], "%Y-%m-%dT%H:%M:%S%z").timestamp() for name in ("st", "se"))
+    assert starts < time.time() - 800
+    assert time.time() + 3500 < ends < time.time() + 3700
 
 
 # -- what others do there ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast, get_args
@@ -86,14 +87,24 @@ class KeptSource(FileSource):
         raise rewritten(self.path)
 
     def link_to(self, path: str) -> bool:
-        """Give the file a second name: once it has landed, the outbox lets go of its own. Not where others have one."""
+        """Give the file a second name: once it has landed, the outbox lets go of its own.
+
+        Only what was copied here: of what was linked the owner may have the file open still. And only where its sha256
+        is known, since what is written into it under its new name while it waits on must be noticed.
+        """
+        if self.how != "copy" or self.sha256 is None:
+            return False
         try:
             if os.lstat(self.path).st_nlink > 1:
                 return False
             os.link(self.path, path, follow_symlinks=False)
         except OSError:  # another disk, or one without links; where it is the folder, copying into it tells
             return False
-        return True
+        with suppress(OSError):
+            if os.lstat(path).st_nlink == 2:
+                return True
+            os.unlink(path)  # this file system does not count names, so nobody knows who else has one
+        return False
 
 
 class _KeptTreeFile(TreeFile):

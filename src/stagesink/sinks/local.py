@@ -8,9 +8,9 @@ import os
 import secrets
 import stat as stat_module
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import unquote
 
 from stagesink.artifacts import ArtifactKey, Source, StoredArtifact, link_to
@@ -32,6 +32,7 @@ _TEMP_PREFIX, _TEMP_SUFFIX = ".stagesink-", ".tmp"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network and FUSE file systems
 _DEFER_BELOW = 1 << 20  # bytes; a larger object's own fsync costs little beside writing it
 _SYNCFS_FROM = 64  # objects; from here one sync of the file system is cheaper than one of each file
+_PRIVATE = 0o600
 _FOLDER_TRIES = 100  # how often deletions elsewhere may take a folder away before we can write into it
 
 _ERRORS: dict[int, tuple[type[SinkError], str | None]] = {
@@ -62,8 +63,9 @@ class LocalSink:
     locks, nothing is swept. A file system computes no digests, so ``digests`` is always empty. An object and a folder
     cannot share a name: ``a`` and ``a/b`` raise ``SinkConflict``.
 
-    A file that its source gives away, as an outbox does what it kept, is read and hashed like any other and then moved
-    here under a second name, where both lie on one disk: nothing is copied, and the source takes its own name away.
+    A file that its source gives away, as an outbox does what it kept, is read and hashed like any other and gets a
+    second name here, where both lie on one disk and nobody else has it: nothing is copied. The source lets go of its
+    own.
 
     Parameters
     ----------
@@ -77,11 +79,11 @@ class LocalSink:
         self.root = os.path.abspath(root)
         self.fsync = fsync
         self._swept: set[str] = set()
-        self._modes: dict[str, int] = {}
+        self._like: dict[str, _New | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Folders that were swept here may hold leftovers elsewhere.
-        return {**self.__dict__, "_swept": set(), "_modes": {}}
+        return {**self.__dict__, "_swept": set(), "_like": {}}
 
     @property
     def uri(self) -> str:
@@ -171,19 +173,23 @@ class LocalSink:
         self, key: ArtifactKey, source: Source, on_bytes: OnBytes | None, batch: _BatchedLocalSink | None
     ) -> StoredArtifact:
         path = self._path(key)
+        folder = os.path.dirname(path)
         stream = source.open()
         try:
+            taken = self._take(source, folder)
             try:
-                fd, temp, given = self._create_temp(os.path.dirname(path), source)
+                fd, temp = taken or self._create_temp(folder)
             except OSError as error:
                 raise _sink_error(path, error) from error
             try:
-                size = _read(stream, on_bytes) if given else _copy(stream, fd, path, on_bytes)
+                size = _copy(stream, fd, path, on_bytes) if taken is None else _read(stream, on_bytes)
                 self._commit(fd, temp, path, size, batch)
             except BaseException:
                 with suppress(OSError):
                     os.unlink(temp)
-                self._prune(os.path.dirname(path))  # an empty folder would be in the way of a file of that name
+                    if taken is not None:
+                        os.fchmod(fd, _PRIVATE)  # it stays its source's alone
+                self._prune(folder)  # an empty folder would be in the way of a file of that name
                 raise
             finally:
                 os.close(fd)
@@ -206,27 +212,44 @@ class LocalSink:
         except OSError as error:
             raise _sink_error(path, error) from error
 
-    def _create_temp(self, folder: str, source: Source) -> tuple[int, str, bool]:
-        """Open a locked temporary file in ``folder``, making the folder and sweeping it first where needed.
+    def _take(self, source: Source, folder: str) -> tuple[int, str] | None:
+        """Have the source's own file as a locked temporary one, if the source gives it away.
 
-        Returns
-        -------
-        int
-        str
-            Its path.
-        bool
-            It is the source's own file, which holds all bytes, and no new one.
+        None where it is to be copied. What went wrong shows then, if it is wrong there too.
         """
+        temp = _temp_in(folder)
+        with suppress(OSError), ExitStack() as undo:
+            self._make_ready(folder)
+            if not link_to(source, temp):
+                return None
+            undo.callback(_unlink_quietly, temp)
+            fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            undo.callback(os.close, fd)
+            _lock(fd)
+            # A sweeper may have come between.
+            if os.path.samestat(os.lstat(temp), os.fstat(fd)) and self._becomes_like_new(fd, folder):
+                undo.pop_all()
+                return fd, temp
+        return None
+
+    def _becomes_like_new(self, fd: int, folder: str) -> bool:
+        """Let those read a file who may read what is made in this folder; False where it takes more than a mode."""
+        if folder not in self._like:
+            self._like[folder] = _New.in_folder(folder)
+        new, status = self._like[folder], os.fstat(fd)
+        if new is None or (status.st_uid, status.st_gid) != (new.uid, new.gid):
+            return False
+        os.fchmod(fd, new.mode)
+        return True
+
+    def _create_temp(self, folder: str) -> tuple[int, str]:
+        """Open a locked temporary file in ``folder``, making the folder and sweeping it first where needed."""
         tries = _FOLDER_TRIES
         while True:
             try:
-                if folder not in self._swept:
-                    self._make_folder(folder)
-                    _sweep(folder)
-                    self._swept.add(folder)
+                self._make_ready(folder)
                 temp = _temp_in(folder)
-                given = self._is_given(source, temp)
-                fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC) if given else _new_file(temp)
+                fd = _new_file(temp)
             except (FileNotFoundError, FileExistsError):  # a delete elsewhere took the empty folder away
                 self._swept.discard(folder)
                 tries -= 1
@@ -235,8 +258,8 @@ class LocalSink:
                 continue
             try:
                 _lock(fd)  # without locks nobody sweeps either
-                if os.fstat(fd).st_nlink > given:  # the source's own name is one
-                    return fd, temp, given
+                if os.fstat(fd).st_nlink:
+                    return fd, temp
             except BlockingIOError:
                 pass  # a sweeper came between open and lock and is about to remove it
             except BaseException:
@@ -245,20 +268,11 @@ class LocalSink:
                 raise
             os.close(fd)
 
-    def _is_given(self, source: Source, temp: str) -> bool:
-        """Have the source's own file under this name, if the source gives it away."""
-        if not link_to(source, temp):
-            return False
-        folder = os.path.dirname(temp)
-        try:
-            if folder not in self._modes:
-                self._modes[folder] = _mode_of_a_new_file(folder)
-            os.chmod(temp, self._modes[folder])  # who may read it here is this folder's business
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temp)
-            raise
-        return True
+    def _make_ready(self, folder: str) -> None:
+        if folder not in self._swept:
+            self._make_folder(folder)
+            _sweep(folder)
+            self._swept.add(folder)
 
     def _prune(self, folder: str) -> str:
         """Remove ``folder`` and those above it as long as they are empty; return the first that stays."""
@@ -266,6 +280,7 @@ class LocalSink:
             while folder != self.root:
                 os.rmdir(folder)
                 self._swept.discard(folder)
+                self._like.pop(folder, None)
                 folder = os.path.dirname(folder)
         return folder
 
@@ -319,7 +334,7 @@ class _BatchedLocalSink(LocalSink):
 
     def __init__(self, sink: LocalSink) -> None:
         super().__init__(sink.root, fsync=sink.fsync)
-        self._swept, self._modes = sink._swept, sink._modes
+        self._swept, self._like = sink._swept, sink._like
         self.deferred: list[str] = []
 
     def put(self, key: ArtifactKey, source: Source, *, on_bytes: OnBytes | None = None) -> StoredArtifact:
@@ -416,16 +431,40 @@ def _new_file(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
-def _mode_of_a_new_file(folder: str) -> int:
-    """Return who may do what with a file that is made in a folder: its access list and this process's mask say it."""
-    temp = _temp_in(folder)
-    fd = _new_file(temp)
+class _New(NamedTuple):
+    """Whose a new file is in some folder, and who may read it."""
+
+    mode: int
+    uid: int
+    gid: int
+
+    @classmethod
+    def in_folder(cls, folder: str) -> _New | None:
+        """Make one, and look: the folder's group and this process's mask say it. None where an access list does."""
+        temp = _temp_in(folder)
+        fd = _new_file(temp)
+        try:
+            status = os.fstat(fd)
+            listed = _has_access_list(fd)
+            return None if listed else cls(stat_module.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+        finally:
+            os.close(fd)
+            _unlink_quietly(temp)  # it may have been swept, as nobody's
+
+
+def _has_access_list(fd: int) -> bool:
+    listxattr = getattr(os, "listxattr", None)  # Linux
+    if listxattr is None:
+        return True  # who knows
     try:
-        return stat_module.S_IMODE(os.fstat(fd).st_mode)
-    finally:
-        os.close(fd)
-        with suppress(FileNotFoundError):  # swept, as nobody's
-            os.unlink(temp)
+        return "system.posix_acl_access" in listxattr(fd)
+    except OSError:
+        return False  # the file system has none
+
+
+def _unlink_quietly(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _is_temp(name: str) -> bool:

@@ -497,7 +497,7 @@ class Run:
         if name is None:
             return "size", None
         if name not in ours:
-            self.reported[name] = max(receipt.size, self.reported.get(name, 0))  # the next upload takes it
+            self.reported[name] = max(receipt.size, self.reported.get(name, 0))  # taken from now on
             return "size", None
         return name, None if ours[name] == stored.digests[name] else f"reports another {name}"
 

@@ -108,12 +108,13 @@ class HttpClient:
         SinkError
             Its certificate does not hold, or it does not speak TLS, or nothing else.
         """
-        sent = {**self._headers(), **(headers or {})}
+        own = headers or {}
+        sent = {**self._headers(), **own}
         response = self._send(method, url, doing, body, sent, json, stream)
         again = body is None or isinstance(body, bytes)  # else it has been read
         if response.status == 401 and again and self._other_login is not None and self._other_login(sent):
             response.close()
-            response = self._send(method, url, doing, body, {**sent, **self._headers()}, json, stream)
+            response = self._send(method, url, doing, body, {**self._headers(), **own}, json, stream)
         if response.status >= 500:
             self._pool().clear()  # uvicorn cuts the connection on which its application failed, a moment later
         return response

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -88,7 +88,8 @@ class Tokens:
         """Tell whether there is another token than the one that was refused, though it had not ended by its own word.
 
         It may be revoked, or the service's clock be another. Somebody may have put a new one into the environment, or
-        its second variable has another; a credential is asked anew. From now on the other one is given.
+        its second variable has another; a credential is asked anew, which helps where it does not keep what it got
+        before: those of azure-identity do, for minutes. From now on the other one is given.
         """
         refused = headers.get("Authorization", "").removeprefix("Bearer ")
         try:
@@ -126,10 +127,20 @@ class Tokens:
                 hint="Run it inside the job, or log in with `az login` (and install 'stagesink[azureml]').",
             ) from None
 
-    def _of_environment(self) -> list[tuple[str, str]]:
-        """Return its tokens with their variables; those that were refused only where there are no others."""
-        tokens = [(name, token) for name in VARIABLES if (token := self._of_job(name))]
-        return [each for each in tokens if each[1] not in self._refused] or tokens
+    def _of_environment(self) -> Iterator[tuple[str, str]]:
+        """Yield its tokens with their variables, one at a time: the second is not looked at where the first will do.
+
+        Those that were refused come only where there are no others.
+        """
+        refused = []
+        for name in VARIABLES:
+            if token := self._of_job(name):
+                if token in self._refused:
+                    refused.append((name, token))
+                else:
+                    yield name, token
+        if len(refused) == sum(bool(self._environ.get(name, "").strip()) for name in VARIABLES):
+            yield from refused
 
     def _of_job(self, name: str) -> str:
         token = self._environ.get(name, "").strip()

@@ -81,7 +81,10 @@ class Run:
         errors = answer.get("errors")
         for path, said in errors.items() if isinstance(errors, Mapping) else ():
             self._refused[path] = _refusal(said, f"{self.uri}/{path} could not be registered", self._http.name)
-        return {path: url for path, url in urls.items() if url is not None}
+        given_urls = {path: url for path, url in urls.items() if url is not None}
+        for path in given_urls:
+            self._refused.pop(path, None)
+        return given_urls
 
     def write_url(self, path: str) -> str:
         """Return a new URL that the blob of a registered path is written to.

@@ -23,7 +23,7 @@ _LARGE = 64 << 20
 _PART = 10 << 20  # mlflow's own default
 _PARTS = 10_000  # of S3, the strictest
 
-_BLOCK = re.compile(r"(?<=[?&]blockid=)[^&]*")
+_BLOCK = re.compile(r"(?<=[?&]blockid=)[^&?]*(?=[^?]*$)")  # in the query: a name may have these letters too
 
 
 class Multipart:

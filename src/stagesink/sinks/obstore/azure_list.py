@@ -5,11 +5,11 @@ https://learn.microsoft.com/rest/api/storageservices/list-blobs
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
-from xml.etree.ElementTree import fromstring
 
 from stagesink.errors import ArtifactNotFound
 from stagesink.sinks._backend_errors import made_up
@@ -56,17 +56,30 @@ def listed(look: Look, prefix: str, doing: str) -> Iterator[Listed]:
             raise error
         if answer.status >= 400 or b"<EnumerationResults" not in answer.body:
             raise made_up(doing)
-        head, *blobs = answer.body.split(b"<Blob>")
-        for blob in blobs:
-            name, size, md5 = _NAME.match(blob), _SIZE.search(blob), _MD5.search(blob)
-            if name is None or size is None:
-                raise made_up(doing)
-            if _FOLDER not in blob:
-                yield Listed(_path(name), int(size[1]), md5_of_base64(md5[1].decode()) if md5 is not None else {})
-        following = _MARKER.search(blobs[-1] if blobs else head)
-        if following is None:
+        try:
+            found, following = _read(answer.body)
+        except ValueError:  # UnicodeDecodeError too
+            raise made_up(doing) from None
+        yield from found
+        if not following:
             return
-        marker = _text(following[1])
+        if following == marker:
+            raise made_up(doing)  # it would go on for ever
+        marker = following
+
+
+def _read(page: bytes) -> tuple[list[Listed], str]:
+    """Return a page's objects, and where the next one goes on; raise ValueError where it is none."""
+    found = []
+    head, *blobs = page.split(b"<Blob>")
+    for blob in blobs:
+        name, size, md5 = _NAME.match(blob), _SIZE.search(blob), _MD5.search(blob)
+        if name is None or size is None:
+            raise ValueError("a blob without a name or a size")
+        if _FOLDER not in blob:
+            found.append(Listed(_path(name), int(size[1]), md5_of_base64(md5[1].decode()) if md5 is not None else {}))
+    following = _MARKER.search(blobs[-1] if blobs else head)
+    return found, _text(following[1]) if following is not None else ""
 
 
 def _path(name: re.Match[bytes]) -> str:
@@ -75,4 +88,4 @@ def _path(name: re.Match[bytes]) -> str:
 
 
 def _text(escaped: bytes) -> str:
-    return fromstring(b"<t>%s</t>" % escaped).text or "" if b"&" in escaped else escaped.decode()
+    return html.unescape(escaped.decode()) if b"&" in escaped else escaped.decode()

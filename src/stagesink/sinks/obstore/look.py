@@ -145,7 +145,8 @@ class Look:
 
     def _connect(self) -> PoolManager:
         settings = self._settings
-        seconds = min(_SECONDS, settings.seconds[1])
+        # On Azure these are the sink's own questions, and not second ones alone.
+        seconds = settings.seconds[1] if self._sas is not None else min(_SECONDS, settings.seconds[1])
         return pool_manager(settings.endpoint, seconds=seconds, authorities=tuple(settings.authorities))
 
 

@@ -201,12 +201,15 @@ class ObstoreSink:
             raise error
         if answer.status >= 400 or answer.headers.get("x-ms-resource-type") == "directory":
             return None
+        size = answer.headers.get("content-length", "")
+        if not size.isdigit():
+            raise made_up(looking)
         digests = (
             digests_of_head(answer)
             if self._settings.kind == "S3Store"
             else md5_of_base64(answer.headers.get("content-md5"))
         )
-        return StoredArtifact(key, self._address(key), int(answer.headers["content-length"]), digests)
+        return StoredArtifact(key, self._address(key), int(size), digests)
 
     def _stat_by_obstore(self, key: ArtifactKey, path: str, looking: str) -> StoredArtifact | None:
         import obstore
@@ -222,8 +225,8 @@ class ObstoreSink:
     def _find(self, run_id: str, prefix: str) -> Iterator[StoredArtifact]:
         base = f"{self._settings.root}/{run_id}".lstrip("/")
         listing = f"{self._address(run_id)} could not be listed"
-        azure = self._settings.kind == "AzureStore"
-        return (self._find_on_azure if azure else self._find_by_obstore)(run_id, prefix, base, listing)
+        find = self._find_on_azure if self._settings.kind == "AzureStore" else self._find_by_obstore
+        return find(run_id, prefix, base, listing)
 
     def _find_on_azure(self, run_id: str, prefix: str, base: str, listing: str) -> Iterator[StoredArtifact]:
         folder = f"{base}/{prefix}/" if prefix else f"{base}/"
