@@ -215,7 +215,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         uri = f"sqlite:///{folder}/mlflow.db"
-        done = python(_BOTH_WAYS, json.dumps(SEQUENCES), folder / "artifacts", MLFLOW_TRACKING_URI=uri)
+        done = python(_BOTH_WAYS, json.dumps(SEQUENCES), folder / "artifacts", timeout=300, MLFLOW_TRACKING_URI=uri)
     found: list[Any] = json.loads(done.stdout.partition("answers:")[2])
     for _, with_file_sink, *_ in found:
         store = folder / "store" / with_file_sink[1]
