@@ -140,7 +140,7 @@ class ObstoreSink:
             return
         with ThreadPoolExecutor(1, "stagesink-list") as pool:
             # obstore lists folders; whether an object has the very name is asked meanwhile.
-            alone = pool.submit(self._stat, ArtifactKey(run_id, prefix)) if prefix else None
+            alone = pool.submit(self._beside_listing, ArtifactKey(run_id, prefix)) if prefix else None
             yield from self._find(run_id, prefix)
             if alone is not None and (stored := alone.result()) is not None:
                 yield stored
@@ -210,6 +210,13 @@ class ObstoreSink:
             else md5_of_base64(answer.headers.get("content-md5"))
         )
         return StoredArtifact(key, self._address(key), int(size), digests)
+
+    def _beside_listing(self, key: ArtifactKey) -> StoredArtifact | None:
+        """Look up what is seldom there, on Azure by one of obstore's connections: ours is busy with the listing."""
+        looking = f"{self._address(key)} could not be looked up"
+        if self._settings.kind == "AzureStore" and self._stat_by_obstore(key, self._path(key), looking) is None:
+            return None
+        return self._stat(key)
 
     def _stat_by_obstore(self, key: ArtifactKey, path: str, looking: str) -> StoredArtifact | None:
         import obstore
