@@ -185,9 +185,9 @@ class LocalSink:
                 size = _copy(stream, fd, path, on_bytes) if taken is None else _read(stream, on_bytes)
                 self._commit(fd, temp, path, size, batch)
             except BaseException:
-                with suppress(OSError):
-                    os.unlink(temp)
-                    if taken is not None:
+                _unlink_quietly(temp)
+                if taken is not None:
+                    with suppress(OSError):
                         os.fchmod(fd, _PRIVATE)  # it stays its source's alone
                 self._prune(folder)  # an empty folder would be in the way of a file of that name
                 raise

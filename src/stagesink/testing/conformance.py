@@ -358,7 +358,8 @@ class SinkConformance:
 
         stored = sink.put(key, GeneratedSource(3 << 20), on_bytes=look)
         assert seen[0] is None
-        assert all(found is None or (found.key, found.size) == (stored.key, stored.size) for found in seen)
+        whole = stored.key, stored.uri, stored.size
+        assert all(found is None or (found.key, found.uri, found.size) == whole for found in seen)
 
     def test_clause_04_runs_are_apart(self, sink: ArtifactSink, run_id: str) -> None:
         longer = ArtifactKey(self.new_run(sink, near=run_id), "x")
